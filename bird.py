@@ -1,0 +1,1014 @@
+"""bird.py - a convolutional network of our own learns bird species from a folder of photos.
+
+    python bird.py DATASET train bird.pth    # trains from random weights, saves the model
+    python bird.py DATASET test  bird.pth    # writes bird.csv in the current folder
+
+DATASET holds one folder a class. The file reads in the order of the data: find -> decode -> split -> augment ->
+BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-learn and tqdm, and nothing else.
+
+@@MEASURED@@
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor, nn
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every dial. The defaults are what measured best (docs/log.md); the command line sets the first four."""
+
+    seed: int = 0
+    epochs: int | None = None       # None: as many as the budget allows
+    budget: float = 110.0           # minutes of wall time from start to saved model; not a limit where epochs is set
+    device: str | None = None       # None: cuda, mps or cpu, the first that is here
+    # data
+    val_fraction: float = 0.2       # of each class, near-duplicates kept on one side
+    batch: int = 64                 # images a step
+    # augmentation: one affine warp a photo, then light and colour; 0 switches a dial off
+    flip: float = 0.5               # probability of a mirror image
+    upside_down: float = 0.15       # probability of half a turn: some photos of the real set are upside down
+    turn: float = 20.0              # degrees, either way
+    zoom: float = 0.45              # the shortest side of a crop, as a share of the photo's
+    stretch: float = 0.2            # log of the aspect ratio, either way
+    colour: float = 0.3             # brightness, contrast, saturation and tint, each 1 +- this (tint a third)
+    mix: float = 0.5                # probability that a batch is mixed by CutMix or mixup (half each)
+    # learning
+    lr: float = 2e-3                # peak step size of AdamW at this batch size
+    weight_decay: float = 0.05      # on weights of convolutions and head only
+    schedule: str = "onecycle"      # linear warm-up, then half a cosine to 0; or "constant"
+    warmup: float = 0.15            # share of the training in which the step size rises
+    smoothing: float = 0.1          # label smoothing
+    class_weights: bool = True      # cross-entropy weighted inversely to the class sizes
+    dropout: float = 0.2            # before the head
+    batch_norm: bool = True
+    average: float = 0.99           # decay of the averaged weights, a step; 0: the last weights are used
+    patience: float = 0.3           # early stopping: share of the planned epochs (10 at least) without a better score
+
+    def __post_init__(self):
+        if self.epochs is not None and self.epochs < 1:
+            raise Mistake(f"--epochs is {self.epochs}; it must be at least 1.")
+        if not 0 < self.budget < math.inf:
+            raise Mistake(f"--budget is {self.budget} minutes; it must be above 0 (110 is the default).")
+        if not 0 < self.val_fraction < 1 or self.batch < 2 or self.schedule not in ("onecycle", "constant"):
+            raise Mistake(f"val_fraction {self.val_fraction}, batch {self.batch}, schedule {self.schedule}: expected a "
+                          "share between 0 and 1, at least 2, and onecycle or constant.")
+
+
+STORED = 192                        # px; each photo is kept at this size, every training size is made from it
+SMALL, LARGE = 96, 128              # px; the size of the first epochs and of the last ones
+SMALL_SHARE = 0.5                   # share of the epochs at the small size
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Helpers that bird.py and vae.py both hold, word for word (a test keeps them so)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Mistake(Exception):
+    """A user's mistake: one sentence that names the file and the mend. `main` prints it and exits with status 2."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds every generator in use and asks for kernels that give the same bits on every run."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")   # cuBLAS is deterministic only with this
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for, or the best one here. Mistake if this machine does not have it."""
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name = name or next(n for n in ("cuda", "mps", "cpu") if here[n])
+    if not here[name]:
+        raise Mistake(f"--device {name}: this machine has no {name} device that torch can use; leave the option out.")
+    return torch.device(name)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: an earlier file stays as it was until the new one is on the disk.
+
+    Raises Mistake where the disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")   # same folder, so that the rename stays on one disk
+    try:
+        with open(part, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):       # the part may never have come into being
+            part.unlink()
+        raise Mistake(f"{path} cannot be written ({error.strerror}); free some space or name another place. "
+                      "What was saved before is untouched.") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raises Mistake now rather than after the training if `path` will not be writable; changes nothing."""
+    folder = path.parent
+    if path.is_dir():
+        raise Mistake(f"{path} is a folder; name a file to write.")
+    if not folder.is_dir():
+        raise Mistake(f"{folder} does not exist, so {path.name} cannot be written there; create the folder first.")
+    write_atomic(path.with_name(f"{path.name}.probe"), b"")
+    path.with_name(f"{path.name}.probe").unlink()
+
+
+def save_atomic(path: Path, state: dict) -> None:
+    """`torch.save`, whole or not at all; serialised in memory first, so that a full disk shows as an OSError."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_state(path: Path, program: str) -> dict:
+    """The state_dict that `program` saved at `path` (safe loading: tensors and plain values only).
+
+    Raises Mistake for a file that is missing, broken, or another program's.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read ({error.strerror}); name the model file that `train` wrote.") from error
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
+            pickle.UnpicklingError) as error:    # all that torch.load raises on bytes which are no model
+        raise Mistake(f"{path} is not a whole model file of PyTorch; copy it anew or train again.") from error
+    extra = state.get("_extra_state") if isinstance(state, dict) else None
+    found = extra.get("program") if isinstance(extra, dict) else None
+    if found != program:
+        raise Mistake(f"{path} is not a model of {program}.py but of {f'{found}.py' if found else 'something else'}; "
+                      f"name the file that `{program}.py ... train` wrote.")
+    return state
+
+
+def write_history(path: Path, rows: list[dict]) -> None:
+    """One JSON line an epoch; rewritten whole, so that a resumed run leaves no line twice."""
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def coarse_epochs(fit: float, least: int = 1, most: int = 100_000) -> int:
+    """The largest of 1 to 8, 10, 12, 14, 16, 20, 24, 28, 32, ... that is at most `fit`, within [least, most].
+
+    Coarse on purpose: timing noise seldom changes the plan, so the same command mostly gives the same model.
+    """
+    ladder = [1, 2, 3, *(step << k for k in range(15) for step in (4, 5, 6, 7))]
+    return min(max([e for e in ladder if e <= fit], default=least), most) if fit >= least else least
+
+
+def run(main, argv: list[str]) -> int:
+    """Calls `main(argv)`; a user's mistake and Ctrl-C become one sentence on stderr and a status, 2 and 130."""
+    try:
+        main(argv)
+        return 0
+    except Mistake as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped. {stop}", file=sys.stderr)
+        return 130
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. Find the images
+# ---------------------------------------------------------------------------------------------------------------------
+
+def find_images(folder: Path) -> tuple[list[Path], list[str]]:
+    """Paths and class-folder names ("" in a flat folder), in the order of `torchvision.datasets.ImageFolder`.
+
+    Every file that ImageFolder would list is listed, hidden ones too, so that rows can be matched with it.
+    Raises Mistake where there is nothing to find.
+    """
+    if not folder.exists():
+        raise Mistake(f"{folder} does not exist; name the folder that holds one folder of photos a class.")
+    if not folder.is_dir():
+        raise Mistake(f"{folder} is a file; name the folder that holds one folder of photos a class.")
+    paths, names = [], []
+    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        found = images_below(folder / name)
+        paths += found
+        names += [name] * len(found)
+    loose = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in IMG_EXTENSIONS)
+    if paths and loose:
+        note(f"{folder} also holds {len(loose)} images outside the class folders ({loose[0].name}, ...): left out.")
+    if not paths:
+        paths, names = loose, [""] * len(loose)
+    if not paths:
+        raise Mistake(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}); "
+                      f"expected {folder}/<class name>/<image>.jpg.")
+    return paths, names
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All images in `folder` and below, in the order in which ImageFolder walks."""
+    return [Path(root) / name for root, _, files in sorted(os.walk(folder, followlinks=True))
+            for name in sorted(files) if name.lower().endswith(IMG_EXTENSIONS)]
+
+
+def check_level(folder: Path, paths: list[Path], classes: list[str] | None = None) -> None:
+    """Raises Mistake if the class folders lie one level deeper, as in Birds/train/<class>; names the right folder.
+
+    classes: the model's class names where they are known; only these then count as class folders.
+    """
+    inner = {path.relative_to(folder).parts[:2] for path in paths if len(path.relative_to(folder).parts) > 2}
+    direct = [path for path in paths if len(path.relative_to(folder).parts) == 2]
+    if classes is not None:
+        inner = {parts for parts in inner if parts[1] in classes and parts[0] not in classes}
+    by_parent = Counter(parts[0] for parts in inner)
+    parent = "train" if by_parent["train"] > 1 else next((p for p, n in sorted(by_parent.items()) if n > 1), None)
+    if parent is not None and not direct:
+        raise Mistake(f"{folder} holds the class folders one level deeper; did you mean {folder / parent}?")
+
+
+def find_training_images(folder: Path) -> tuple[list[Path], Tensor, list[str]]:
+    """Paths, labels (N,) int64 and the sorted class names of a training set; hidden files and folders are left out.
+
+    Raises Mistake for fewer than two classes.
+    """
+    paths, names = find_images(folder)
+    check_level(folder, paths)
+    hidden = [any(part.startswith(".") for part in path.relative_to(folder).parts) for path in paths]
+    if any(hidden):
+        note(f"left out {sum(hidden)} images in hidden folders or files, such as {paths[hidden.index(True)]}.")
+    kept = [i for i, is_hidden in enumerate(hidden) if not is_hidden]
+    classes = sorted({names[i] for i in kept})
+    if len(classes) < 2:
+        raise Mistake(f"{folder} holds {len(classes)} class folder{'s' * (len(classes) != 1)} with images, at least 2 "
+                      f"are needed; expected {folder}/<class name>/<image>.jpg.")
+    return [paths[i] for i in kept], torch.tensor([classes.index(names[i]) for i in kept]), classes
+
+
+def note(message: str) -> None:
+    """Says on stderr what a user should know; nothing stops."""
+    print(f"note: {message}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. Decode each photo once
+# ---------------------------------------------------------------------------------------------------------------------
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture as a person sees it: turned as EXIF says, 16 bits scaled to 8, transparency on white, RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):                     # 16-bit grey; `convert` would clip it to white
+        image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:                    # RGBA, LA, or a palette with a transparent entry
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def read_photo(path: Path, size: int) -> tuple[np.ndarray, float] | None:
+    """One photo squashed to (3, size, size) uint8, and its width / height; None if the file is broken.
+
+    A JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that still covers `size`: the scaling is part of its
+    inverse cosine transform and costs nothing (libjpeg's `scale_denom`).
+    """
+    try:
+        with Image.open(path) as file:
+            file.draft("RGB", (size, size))            # does nothing for other formats
+            image = to_rgb(file)
+            small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
+            return np.asarray(small).transpose(2, 0, 1), image.width / image.height
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):   # PIL's ways to say "broken"
+        return None
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Decoded photos: pixels (N, 3, STORED, STORED) uint8; aspect (N,) width / height; broken: indices not read."""
+
+    pixels: Tensor
+    aspect: Tensor
+    broken: list[int]
+
+
+def decode(paths: list[Path], scratch: Path | None = None, quiet: bool = False) -> Photos:
+    """Decodes all photos in parallel (PIL lets go of Python's lock while it decodes).
+
+    Where half of the free memory would not hold them, the pixels live in a file in the folder `scratch`, without a
+    name there, so that nothing is left behind, and the system pages them in as they are used.
+    """
+    shape = (len(paths), 3, STORED, STORED)
+    pixels, aspect, broken = empty_pixels(shape, scratch), torch.ones(len(paths)), []
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as pool:   # PIL's, on odd files
+        photos = pool.map(read_photo, paths, [STORED] * len(paths))
+        for i, photo in enumerate(progress(photos, len(paths), "decoding", quiet)):
+            if photo is None:
+                broken.append(i)
+                pixels[i] = 0
+            else:
+                pixels[i], aspect[i] = torch.from_numpy(photo[0].copy()), photo[1]
+    return Photos(pixels, aspect, broken)
+
+
+def empty_pixels(shape: tuple[int, ...], scratch: Path | None) -> Tensor:
+    """An unset uint8 tensor, in memory or, where that is too small, in an unnamed file in `scratch`."""
+    size = math.prod(shape)
+    if scratch is None or size < free_memory() / 2:
+        return torch.empty(shape, dtype=torch.uint8)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        file.truncate(size)
+        return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
+
+
+def free_memory() -> float:
+    """Bytes of memory that are free now; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):      # Windows has no sysconf, macOS not this name
+        return math.inf
+
+
+def progress(items, total: int, what: str, quiet: bool = False):
+    """A tqdm bar on a terminal; nothing where the output is a file, so that logs stay readable."""
+    hidden = quiet or not sys.stderr.isatty()
+    return tqdm(items, total=total, desc=what, leave=False, disable=hidden, dynamic_ncols=True)
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """(N, 3, S, S) uint8 -> (N, 3, size, size) uint8, antialiased."""
+    if pixels.shape[-1] == size:
+        return pixels
+    return torch.cat([F.interpolate(part, (size, size), mode="bilinear", antialias=True) for part in pixels.split(256)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. Split, near-duplicates on one side
+# ---------------------------------------------------------------------------------------------------------------------
+
+def polar(pixels: Tensor, aspect: Tensor, zoom: float = 1.0, rings: int = 12, angles: int = 64) -> Tensor:
+    """Each photo read along circles about its centre: (N, 3, rings, angles), zero mean and unit norm a photo.
+
+    In these coordinates a turn of the photo is a shift along the last axis and a mirror image reverses it. The circles
+    keep to the largest disc inside the original frame (of `zoom` times its size), which survives turning.
+    """
+    radius = torch.linspace(0.15, 0.95, rings) * zoom
+    angle = torch.arange(angles) * (2 * math.pi / angles)
+    x, y = radius[:, None] * angle.cos(), radius[:, None] * angle.sin()     # (rings, angles), 1 = half the side
+    wide, high = (1 / aspect).clamp(max=1), aspect.clamp(max=1)              # (N,) the disc, squashed
+    grid = torch.stack([x * wide[:, None, None], y * high[:, None, None]], dim=-1)             # (N, rings, angles, 2)
+    rays = F.grid_sample(pixels.float(), grid, align_corners=False)                            # (N, 3, rings, angles)
+    rays = rays - rays.mean(dim=(1, 2, 3), keepdim=True)
+    return rays / rays.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None, None, None]
+
+
+def near_duplicates(photos: Photos, zooms: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7), alike: float = 0.95) -> Tensor:
+    """A group number for each photo, (N,) int64: copies that are turned, mirrored, cropped or re-compressed share one.
+
+    Candidates agree in the magnitudes of the Fourier coefficients along the circles, which neither a turn nor a mirror
+    changes; a pair is taken where the best turn then gives a correlation of at least `alike`.
+    """
+    small = resized(photos.pixels, 48)
+    full = polar(small, photos.aspect)
+    groups = torch.arange(len(small))
+    key = signature(full)
+    for zoom in zooms:
+        other = full if zoom == 1.0 else polar(small, photos.aspect, zoom)
+        other_key = signature(other)
+        for start in range(0, len(key), 1024):                            # blocks keep the (N, N) table out of memory
+            close = key[start:start + 1024] @ other_key.T > alike - 0.02                        # (1024, N)
+            i, j = close.nonzero(as_tuple=True)
+            i = i + start
+            keep = (i < j) if zoom == 1.0 else (i != j)
+            for a, b in zip(i[keep].split(4096), j[keep].split(4096), strict=True):
+                sure = best_turn(full[a], other[b]) >= alike if len(a) else a.bool()
+                for p, q in zip(a[sure].tolist(), b[sure].tolist(), strict=True):
+                    groups[groups == groups[q]] = groups[p].item()
+    return groups
+
+
+def signature(rays: Tensor) -> Tensor:
+    """(N, 3, R, A) -> (N, D) unit vectors that turning and mirroring leave as they are."""
+    return F.normalize(torch.fft.rfft(rays, dim=-1).abs().flatten(1), dim=1)
+
+
+def best_turn(a: Tensor, b: Tensor) -> Tensor:
+    """The highest correlation of a and b (M, 3, R, A) over all turns of b and of its mirror image: (M,)."""
+    fa, fb = torch.fft.rfft(a, dim=-1), torch.fft.rfft(b, dim=-1)
+    turned = [torch.fft.irfft((fa * f).sum(dim=(1, 2)), n=a.shape[-1]).amax(dim=-1) for f in (fb.conj(), fb)]
+    return torch.maximum(*turned)
+
+
+def split(labels: Tensor, groups: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices for fitting and for validation: `fraction` of each class, whole groups, at least one photo each side.
+
+    Raises Mistake where a class cannot be split.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    validation = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = order[labels[order] == label]
+        sizes = Counter(groups[members].tolist())
+        wanted = max(1, round(fraction * len(members)))
+        taken = 0
+        for group in dict.fromkeys(groups[members].tolist()):                          # groups in random order
+            if taken < wanted and taken + sizes[group] <= max(wanted, 1) + 1 and sizes[group] < len(members):
+                validation[members[groups[members] == group]] = True
+                taken += sizes[group]
+    return (~validation).nonzero()[:, 0], validation.nonzero()[:, 0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4. Augment whole batches, on the training device
+# ---------------------------------------------------------------------------------------------------------------------
+
+DRAWS = 16                                             # uniform numbers that one photo needs for one epoch
+
+
+def stream(*key: int) -> torch.Generator:
+    """A generator that depends on the numbers given (seed, epoch, ...) and on nothing that ran before."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
+    """(B, 3, S, S) uint8 -> (B, 3, size, size) floats in 0..1: one affine warp a photo, then light and colour.
+
+    u: (B, DRAWS) uniform in 0..1, all the randomness there is, so that the result does not depend on the batch.
+    """
+    def between(k: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * u[:, k]                                                            # (B,)
+
+    angle = torch.deg2rad(between(0, -cfg.turn, cfg.turn)) + math.pi * (u[:, 1] < cfg.upside_down)
+    mirror = 1 - 2 * (u[:, 2] < cfg.flip).float()
+    side = between(3, math.log(cfg.zoom), math.log(1.1)).exp() if cfg.zoom < 1 else torch.ones_like(u[:, 3])
+    aspect = between(4, -cfg.stretch, cfg.stretch).exp()
+    room = (1 - side).abs()                            # how far the crop's centre can move, in halves of the photo
+    wide, high, cos, sin = side * aspect, side / aspect, angle.cos(), angle.sin()
+    theta = torch.stack([torch.stack([wide * cos * mirror, -high * sin, between(5, -1, 1) * room], dim=1),
+                         torch.stack([wide * sin * mirror, high * cos, between(6, -1, 1) * room], dim=1)], dim=1)
+    grid = F.affine_grid(theta, [len(u), 3, size, size], align_corners=False)                          # (B, s, s, 2)
+    x = F.grid_sample(pixels.float() / 255, grid, padding_mode="reflection", align_corners=False)      # (B, 3, s, s)
+    if cfg.colour:
+        c = cfg.colour
+        brightness, contrast, saturation = (between(k, 1 - c, 1 + c)[:, None, None, None] for k in (7, 8, 9))
+        tint = (1 - c / 3 + 2 * c / 3 * u[:, 10:13])[:, :, None, None]                                 # (B, 3, 1, 1)
+        mean, grey = x.mean(dim=(1, 2, 3), keepdim=True), x.mean(dim=1, keepdim=True)
+        x = (((x - grey) * saturation + grey - mean) * contrast + mean) * brightness * tint
+    return x.clamp(0, 1)
+
+
+def mix_images(x: Tensor, target: Tensor, u: Tensor, cfg: Config) -> tuple[Tensor, Tensor]:
+    """Half of the mixed batches by CutMix (Yun et al. 2019), half by mixup (Zhang et al. 2018), with its neighbour.
+
+    x (B, 3, s, s); target (B, K) one-hot; u (5,) uniform numbers of this step. The batch is shuffled already, so the
+    neighbour is a random partner.
+    """
+    if u[0] >= cfg.mix:
+        return x, target
+    other, size = x.roll(1, dims=0), x.shape[-1]
+    if u[1] < 0.5:
+        share = 0.5 + 0.5 * (1 - u[2]) ** 2            # of the photo itself
+        mixed = share * x + (1 - share) * other
+    else:
+        half = (size * (1 - u[2]).sqrt() / 2).int()    # a square of a random area, cut off at the edge
+        top, left = ((size * v).int() for v in u[3:5])
+        rows = slice(max(0, int(top - half)), int(top + half))
+        columns = slice(max(0, int(left - half)), int(left + half))
+        mixed = x.clone()
+        mixed[:, :, rows, columns] = other[:, :, rows, columns]
+        share = 1 - torch.tensor(mixed[0, 0, rows, columns].numel() / size**2)
+    return mixed, share * target + (1 - share) * target.roll(1, dims=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 5. The network
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions and a way past them (He et al. 2016); it averages before it strides (ResNet-D)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: bool):
+        super().__init__()
+        self.body = nn.Sequential(*convolution(inputs, outputs, 3, stride, batch_norm), nn.ReLU(inplace=True),
+                                  *convolution(outputs, outputs, 3, 1, batch_norm))
+        nn.init.zeros_(self.body[-1].get_parameter("weight"))   # a block starts as the identity (Goyal et al. 2017)
+        self.past = nn.Sequential(*[nn.AvgPool2d(2, ceil_mode=True)] * (stride == 2),
+                                  *convolution(inputs, outputs, 1, 1, batch_norm) if inputs != outputs else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.past(x) + self.body(x), inplace=True)
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool) -> list[nn.Module]:
+    """A convolution with its batch normalisation, or with a bias in place of it."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return [conv, nn.BatchNorm2d(outputs)] if batch_norm else [conv]
+
+
+class BirdNet(nn.Module):
+    """A residual network for photos of any size: RGB in 0..1 -> one logit a class.
+
+    `self.features` gives the last feature map, (B, 512, s/32, s/32), the one that Grad-CAM reads. Class names, class
+    sizes and the image size at which the network reads best ride in the state_dict as plain values.
+    """
+
+    WIDTHS = (64, 128, 256, 512)                       # channels at 1/4, 1/8, 1/16 and 1/32 of the side
+
+    def __init__(self, classes: int = 10, *, dropout: float = 0.2, batch_norm: bool = True):
+        super().__init__()
+        self.extra: dict[str, Any] = {"program": "bird", "classes": [str(k) for k in range(classes)],
+                                      "counts": [1] * classes, "size": LARGE, "batch_norm": batch_norm}
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.full((3,), 0.5))     # of the training photos, by channel
+        self.register_buffer("std", torch.full((3,), 0.25))
+        inputs, blocks = self.WIDTHS[0], []
+        for stage, outputs in enumerate(self.WIDTHS):
+            blocks.append(Block(inputs, outputs, 1 if stage == 0 else 2, batch_norm))
+            inputs = outputs
+        self.features = nn.Sequential(
+            *convolution(3, 32, 3, 2, batch_norm), nn.ReLU(inplace=True),
+            *convolution(32, self.WIDTHS[0], 3, 2, batch_norm), nn.ReLU(inplace=True), *blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:                       # (B, 3, s, s) RGB in 0..1
+        x = (x - self.mean[:, None, None]) / self.std[:, None, None]
+        h = self.features(x)                                      # (B, 512, s/32, s/32)
+        h = h.mean(dim=(2, 3))                                    # (B, 512), whatever the size
+        return self.head(self.dropout(h))                         # (B, K) logits
+
+    def get_extra_state(self) -> dict:
+        return self.extra
+
+    def set_extra_state(self, state: dict) -> None:
+        self.extra = state
+
+
+def load_model(path: Path) -> BirdNet:
+    """The network that `train` saved, in eval mode. Raises Mistake for a file that is not one."""
+    state = load_state(path, "bird")
+    extra = state["_extra_state"]
+    net = BirdNet(len(extra["classes"]), batch_norm=extra["batch_norm"])
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise Mistake(f"{path} does not fit the network of this bird.py; use the version that trained it, "
+                      "or train again.") from error
+    return net.eval().to(memory_format=torch.channels_last)
+
+
+def count_parameters(net: nn.Module) -> int:
+    """The number of trained numbers."""
+    return sum(p.numel() for p in net.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 6. Train
+# ---------------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Birds:
+    """A training set: pixels (N, 3, STORED, STORED) uint8, labels (N,), the two sides of the split, class names."""
+
+    pixels: Tensor
+    labels: Tensor
+    fit: Tensor
+    validation: Tensor
+    classes: list[str]
+
+    def counts(self) -> Tensor:
+        """The size of each class among the photos to fit, (K,) int64."""
+        return torch.bincount(self.labels[self.fit], minlength=len(self.classes))
+
+    def digest(self) -> str:
+        """A short name of the data: the same photos, labels and split give the same."""
+        hashed = hashlib.sha256(repr(self.classes).encode())
+        for tensor in (self.labels, self.fit, self.validation, self.pixels[:, :, ::16, ::16].contiguous()):
+            hashed.update(tensor.numpy().tobytes())
+        return hashed.hexdigest()[:16]
+
+
+def read_birds(folder: Path, scratch: Path, cfg: Config) -> Birds:
+    """Finds, decodes and splits the training photos; broken ones are named and left out."""
+    paths, labels, classes = find_training_images(folder)
+    photos = decode(paths, scratch)
+    name_broken(paths, photos.broken, "left out of the training")
+    whole = torch.ones(len(paths), dtype=torch.bool)
+    whole[photos.broken] = False
+    if photos.broken:
+        photos, labels = Photos(photos.pixels[whole], photos.aspect[whole], []), labels[whole]
+    counts = torch.bincount(labels, minlength=len(classes))
+    if counts.min() < 2:
+        raise Mistake(f"{folder / classes[counts.argmin()]} holds {counts.min()} readable photos, at least 2 are "
+                      "needed to split a class; add photos or remove the folder.")
+    groups = near_duplicates(photos)
+    fit, validation = split(labels, groups, cfg.val_fraction, cfg.seed)
+    print(f"data: {len(labels)} photos of {len(classes)} classes ({counts.min()} to {counts.max()} each), {len(fit)} "
+          f"to fit, {len(validation)} to validate; "
+          f"{len(labels) - len(groups.unique())} near-duplicates kept on one side of the split")
+    return Birds(photos.pixels, labels, fit, validation, classes)
+
+
+def name_broken(paths: list[Path], broken: list[int], fate: str) -> None:
+    """Names the files that could not be read. Raises Mistake if none could."""
+    if len(broken) == len(paths):
+        raise Mistake(f"none of the {len(paths)} images can be read ({paths[0]}, ...); are they whole image files?")
+    for i in broken:
+        note(f"{paths[i]} cannot be read: {fate}.")
+
+
+@dataclass
+class Run:
+    """A training as it stands: what a killed one needs to go on, and go on to the same bits."""
+
+    cfg: Config
+    device: torch.device
+    net: BirdNet
+    averaged: BirdNet                   # exponential moving average of net, the one that is validated and saved
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler        # for float16 on older CUDA devices; passes everything through elsewhere
+    weights: Tensor                     # (K,) class weights of the loss
+    steps: int                          # a whole epoch's
+    epochs: int = 0                     # planned
+    epoch: int = 0                      # finished
+    step: int = 0                       # finished in this epoch
+    sums: tuple[float, float, int] = (0.0, 0.0, 0)      # loss, right ones, photos of this epoch so far
+    best: float = -1.0                  # validation score of best_state
+    best_state: dict = field(default_factory=dict)
+    stale: int = 0                      # epochs since then
+    history: list[dict] = field(default_factory=list)
+    spent: float = 0.0                  # seconds in earlier processes
+    started: float = field(default_factory=time.monotonic)
+
+    PLAIN = ("epochs", "epoch", "step", "sums", "best", "best_state", "stale", "history")
+
+    def seconds(self) -> float:
+        """Wall time of the training so far, over all processes."""
+        return self.spent + time.monotonic() - self.started
+
+    def state(self, digest: str) -> dict:
+        """All of it, as tensors and plain values that `torch.load(weights_only=True)` reads."""
+        return {"key": [repr(self.cfg), digest, str(torch.__version__)], "spent": self.seconds(),
+                "net": self.net.state_dict(), "averaged": self.averaged.state_dict(),
+                "optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict(),
+                **{name: getattr(self, name) for name in self.PLAIN}}
+
+    def restore(self, state: dict) -> None:
+        """The reverse of `state`."""
+        for name in ("net", "averaged", "optimiser", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in self.PLAIN:
+            setattr(self, name, state[name])
+        self.spent = state["spent"]
+
+
+def new_run(birds: Birds, cfg: Config, device: torch.device, started: float) -> Run:
+    """Random weights from the seed, and all else at its start."""
+    seed_everything(cfg.seed)
+    counts = birds.counts()
+    net = BirdNet(len(birds.classes), dropout=cfg.dropout, batch_norm=cfg.batch_norm)
+    net.extra |= {"classes": birds.classes, "counts": counts.tolist(), "size": LARGE}
+    sample = birds.pixels[birds.fit, :, ::8, ::8].float() / 255
+    net.mean.copy_(sample.mean(dim=(0, 2, 3)))
+    net.std.copy_(sample.std(dim=(0, 2, 3)))
+    net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    decayed = [p for p in net.parameters() if p.ndim > 1]               # not biases, nor batch normalisation's scales
+    others = [p for p in net.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": cfg.weight_decay},
+                                   {"params": others, "weight_decay": 0.0}], lr=cfg.lr, betas=(0.9, 0.99), foreach=True)
+    weights = counts.sum() / (len(counts) * counts) if cfg.class_weights else torch.ones(len(counts))
+    return Run(cfg, device, net, deepcopy(net).eval().requires_grad_(False), optimiser,
+               torch.amp.GradScaler(device.type, enabled=half_type(device) == torch.float16), weights.to(device),
+               steps=max(1, len(birds.fit) // cfg.batch), started=started)
+
+
+def half_type(device: torch.device) -> torch.dtype | None:
+    """The short float of mixed precision: bfloat16 where CUDA hardware has it, else float16; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v: Tensor) -> None:
+    """One step of AdamW on one batch: pixels (B, 3, S, S) uint8, labels (B,), u (B, DRAWS) and v (5,) uniform."""
+    cfg, device = run.cfg, run.device
+    x = augment(pixels.to(device), size, u.to(device), cfg)                               # (B, 3, size, size) in 0..1
+    target = F.one_hot(labels.to(device), len(run.weights)).float()                       # (B, K)
+    x, target = mix_images(x, target, v, cfg)
+    for group in run.optimiser.param_groups:
+        group["lr"] = cfg.lr * rate((run.epoch * run.steps + run.step) / (run.epochs * run.steps), cfg)
+    half = half_type(device)
+    with torch.autocast(device.type, dtype=half, enabled=half is not None):
+        logits = run.net(x.contiguous(memory_format=torch.channels_last)).float()         # (B, K)
+    loss = F.cross_entropy(logits, target, weight=run.weights, label_smoothing=cfg.smoothing)
+    run.optimiser.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()
+    run.scaler.step(run.optimiser)
+    run.scaler.update()
+    run.step += 1
+    decay = min(cfg.average, (run.epoch * run.steps + run.step) / (10 + run.epoch * run.steps + run.step))
+    average(run.averaged, run.net, decay)
+    right = (logits.detach().argmax(dim=1) == target.argmax(dim=1)).sum()
+    run.sums = (run.sums[0] + loss.item() * len(x), run.sums[1] + right.item(), run.sums[2] + len(x))
+
+
+def rate(done: float, cfg: Config) -> float:
+    """The step size's factor after the share `done` of the training: warm-up, then half a cosine (Smith 2018)."""
+    if cfg.schedule == "constant":
+        return 1.0
+    if done < cfg.warmup:
+        return done / cfg.warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - cfg.warmup) / (1 - cfg.warmup)))
+
+
+@torch.no_grad()
+def average(averaged: nn.Module, net: nn.Module, decay: float) -> None:
+    """averaged <- decay * averaged + (1 - decay) * net, weights and batch statistics alike (Polyak & Juditsky 1992)."""
+    pairs = [(a, b) for a, b in zip(averaged.state_dict().values(), net.state_dict().values(), strict=True)
+             if isinstance(a, Tensor)]
+    floats = [(a, b) for a, b in pairs if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
+    for a, b in pairs:
+        if not a.is_floating_point():                  # batch normalisation's counter
+            a.copy_(b)
+
+
+def image_sizes(epochs: int) -> list[int]:
+    """Pixels a side for each epoch: small and quick first, full size last; a function of the number alone."""
+    return [SMALL if epoch < SMALL_SHARE * epochs else LARGE for epoch in range(epochs)]
+
+
+def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float) -> int:
+    """The number of epochs that fits the budget: a few steps are timed at each size, on a network thrown away after."""
+    if cfg.epochs is not None:
+        return cfg.epochs
+    run = new_run(birds, cfg, device, started)
+    run.epochs, seconds = 1000, {}                                      # seconds of an epoch, by image size
+    batch = birds.fit[:cfg.batch]
+    for size in sorted(set(image_sizes(100))):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            train_step(run, resized(birds.pixels[batch], round(1.25 * size)), birds.labels[batch], size,
+                       torch.rand(len(batch), DRAWS), torch.rand(5))
+            times.append(time.perf_counter() - start)
+        # the first step warms up; a forward pass, for the validation, costs about 0.4 of a step
+        seconds[size] = min(times[1:]) * (run.steps + 0.4 * len(birds.validation) / len(batch))
+    left = 0.94 * 60 * cfg.budget - run.seconds()                       # some for saving and for a slower hour
+    fit = 1
+    while fit < 1000 and sum(seconds[size] for size in image_sizes(fit + 1)) <= left:
+        fit += 1
+    epochs = coarse_epochs(fit)
+    print(f"plan: {epochs} epochs of {run.steps} steps at {' then '.join(f'{size} px' for size in seconds)} for "
+          f"{cfg.budget:g} minutes; --epochs {epochs} repeats it on any machine")
+    return epochs
+
+
+def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, save) -> bool:
+    """The rest of the epoch that `run` stands in, saved once a minute. False if it was cut short.
+
+    pixels: (N, 3, S, S) uint8, all photos at S = 1.25 times this epoch's size.
+    """
+    size = image_sizes(run.epochs)[run.epoch]
+    randomness = stream(run.cfg.seed, run.epoch)
+    order = birds.fit[torch.randperm(len(birds.fit), generator=randomness)]
+    u = torch.rand(len(birds.labels), DRAWS, generator=randomness)       # by photo
+    v = torch.rand(run.steps, 5, generator=randomness)                   # by step
+    run.net.train()
+    saved = time.monotonic()
+    bar = progress(range(run.step, run.steps), run.steps, f"epoch {run.epoch + 1}/{run.epochs}")
+    for step in bar:
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{run.cfg.seed} {run.epoch} {step}".encode()).digest()[:4]))
+        batch = order[step * run.cfg.batch:(step + 1) * run.cfg.batch]
+        train_step(run, pixels[batch], birds.labels[batch], size, u[batch], v[step])
+        if stop.is_set() or time.monotonic() - saved > 60:
+            save()
+            saved = time.monotonic()
+        if stop.is_set():
+            raise KeyboardInterrupt("The same command goes on from here.")
+        if run.cfg.epochs is None and run.seconds() > 60 * run.cfg.budget * 0.98:
+            return False
+    return True
+
+
+def validate(run: Run, birds: Birds, seconds: float) -> dict:
+    """The history's line of the epoch that has just ended; keeps the averaged weights if their score is the best."""
+    size = image_sizes(run.epochs)[run.epoch]
+    judged = run.averaged if run.cfg.average else deepcopy(run.net).eval()
+    p = predict(judged, birds.pixels[birds.validation], size, run.device, flips=False)
+    truth = birds.labels[birds.validation]
+    macro, micro = scores(truth.tolist(), p.argmax(dim=1).tolist())
+    loss_sum, right, seen = run.sums
+    row = {"epoch": run.epoch + 1, "epochs": run.epochs, "size": size, "lr": run.optimiser.param_groups[0]["lr"],
+           "train_loss": loss_sum / seen, "train_accuracy": right / seen,
+           "val_loss": F.nll_loss(p.clamp(min=1e-7).log(), truth, weight=run.weights.cpu()).item(),
+           "val_accuracy": micro, "val_macro_f1": macro, "val_score": (macro + micro) / 2,
+           "seconds": round(seconds, 2), "best": (macro + micro) / 2 > run.best}
+    run.stale = 0 if row["best"] else run.stale + 1
+    if row["best"]:
+        run.best, run.best_state = row["val_score"], deepcopy(judged.state_dict())
+    return row
+
+
+def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> None:
+    """Trains on the photos in `folder`; saves the best averaged weights as a state_dict at `model_path`.
+
+    Beside it stand <name>.history.jsonl, one line an epoch, and, while it runs, <name>.resume.pt.
+    """
+    started = time.monotonic()
+    check_writable(model_path)
+    device = pick_device(cfg.device)
+    birds = read_birds(folder, model_path.parent, cfg)
+    history_path, resume_path = model_path.with_suffix(".history.jsonl"), model_path.with_suffix(".resume.pt")
+    digest = birds.digest()
+    state = read_resume(resume_path, [repr(cfg), digest, str(torch.__version__)]) if resume else None
+    epochs = state["epochs"] if state else plan_epochs(birds, cfg, device, started)
+    run = new_run(birds, cfg, device, started)
+    run.epochs = epochs
+    if state:
+        run.restore(state)
+        print(f"going on after {run.epoch} of {run.epochs} epochs and {run.step} of {run.steps} steps")
+    print(f"network: {count_parameters(run.net):,} parameters, on {device}")
+    pixels, whole = torch.empty(0), True
+
+    def save() -> None:
+        save_atomic(resume_path, run.state(digest))
+
+    with ctrl_c_waits() as stop:
+        while whole and run.epoch < run.epochs and run.stale < max(10, run.cfg.patience * run.epochs):
+            side = round(1.25 * image_sizes(run.epochs)[run.epoch])
+            pixels = pixels if pixels.shape[-1] == side else resized(birds.pixels, side)
+            whole = train_epoch(run, birds, pixels, stop, save)
+            if not math.isfinite(run.sums[0]):
+                note(f"the loss is no longer finite in epoch {run.epoch + 1}: training ends, the best weights stay.")
+                break
+            run.history.append(validate(run, birds, run.seconds()))
+            show(run.history[-1])
+            write_history(history_path, run.history)
+            run.epoch, run.step, run.sums = run.epoch + 1, 0, (0.0, 0.0, 0)
+            skip_ahead(run)
+            save()
+    if not run.best_state:
+        raise Mistake(f"{model_path} is not written: no epoch ended with a finite loss; try a lower learning rate.")
+    save_atomic(model_path, run.best_state)
+    resume_path.unlink(missing_ok=True)
+    print(f"saved {model_path}: validation score {run.best:.4f}, {run.seconds() / 60:.1f} minutes")
+
+
+def read_resume(path: Path, key: list[str]) -> dict | None:
+    """The state of a training that was cut off, or None; one of other settings or photos is not used, and said."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["key"] == key:
+            return state
+        note(f"{path} belongs to other settings, photos or another torch: starting anew.")
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError):
+        note(f"{path} is not a whole file: starting anew.")
+    return None
+
+
+@contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[threading.Event]:
+    """Within it, Ctrl-C only sets the event, so that no step is cut in half; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+
+    def on_signal(*_):
+        if stop.is_set():
+            raise KeyboardInterrupt("Stopped at once; the same command goes on from the last save.")
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():       # only the main thread may set handlers
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def skip_ahead(run: Run) -> None:
+    """Leaves out middle epochs where the machine became slower than planned, so that the last ones still happen."""
+    if run.cfg.epochs is not None or run.epoch >= run.epochs:
+        return
+    last = run.history[-1]
+    earlier = run.history[-2]["seconds"] if len(run.history) > 1 else 0.0
+    pixel_rate = (last["seconds"] - earlier) / last["size"] ** 2 if len(run.history) > 1 else 0.0
+    left = 60 * run.cfg.budget * 0.98 - run.seconds()
+    sizes = image_sizes(run.epochs)
+    skipped = 0
+    while run.epoch < run.epochs - 1 and sum(pixel_rate * s * s for s in sizes[run.epoch:]) > left:
+        run.epoch, skipped = run.epoch + 1, skipped + 1
+    if skipped:
+        note(f"slower than planned: {skipped} epochs are left out to end in time (--epochs {run.epochs} has them all).")
+
+
+def show(row: dict) -> None:
+    """One line of the history for people."""
+    print(f"epoch {row['epoch']:3d}/{row['epochs']} {row['size']} px  loss {row['train_loss']:.3f}  validation loss "
+          f"{row['val_loss']:.3f} accuracy {row['val_accuracy']:.4f} macro F1 {row['val_macro_f1']:.4f}"
+          f"{' *' if row['best'] else '  '} {row['seconds'] / 60:.1f} min", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 7. Predict
+# ---------------------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def predict(net: BirdNet, pixels: Tensor, size: int, device: torch.device, flips: bool = True) -> Tensor:
+    """(N, 3, S, S) uint8 -> (N, K) probabilities, averaged over the photo and its mirror image."""
+    answers = []
+    for batch in pixels.split(128):
+        x = resized(batch, size).to(device, memory_format=torch.channels_last).float() / 255
+        p = net(x).softmax(dim=1)
+        answers.append((p + net(x.flip(3)).softmax(dim=1)) / 2 if flips else p)
+    return torch.cat(answers).cpu()
+
+
+def scores(truth: list, predicted: list) -> tuple[float, float]:
+    """Macro F1 over the classes that occur in `truth`, and micro F1 (for one label an image: the accuracy)."""
+    macro = f1_score(truth, predicted, labels=sorted(set(truth)), average="macro", zero_division=0)
+    return float(macro), float(accuracy_score(truth, predicted))
+
+
+def test(folder: Path, model_path: Path, csv_path: Path, device: torch.device) -> None:
+    """Writes one class index an image, in ImageFolder's order, and prints the scores where the folders name classes."""
+    net = load_model(model_path).to(device)
+    classes, counts, size = (net.extra[name] for name in ("classes", "counts", "size"))
+    paths, names = find_images(folder)
+    check_level(folder, paths, classes)
+    check_writable(csv_path)
+    predicted: list[int] = []
+    broken: list[int] = []
+    chunks = [paths[i:i + 512] for i in range(0, len(paths), 512)]      # so that any number of photos fits in memory
+    for chunk in progress(chunks, len(chunks), "labelling"):
+        photos = decode(chunk, quiet=True)
+        broken += [len(predicted) + i for i in photos.broken]
+        predicted += predict(net, photos.pixels, size, device).argmax(dim=1).tolist()
+    name_broken(paths, broken, f"labelled as the most frequent class of the training, {classes[np.argmax(counts)]}")
+    for i in broken:
+        predicted[i] = int(np.argmax(counts))
+    write_atomic(csv_path, "\n".join(["Predicted_Label", *map(str, predicted), ""]).encode())
+    print(f"{len(paths)} images labelled: {csv_path}")
+    if set(names) <= set(classes):
+        macro, micro = scores([classes.index(name) for name in names], predicted)
+        print(f"score {(macro + micro) / 2:.4f} = (macro F1 {macro:.4f} + micro F1 {micro:.4f}) / 2")
+    else:
+        unknown = sorted(set(names) - set(classes))[0]
+        print(f"no score: {f'folder {unknown!r} is' if unknown else 'a flat folder names'} no class of the model")
+
+
+def main(argv: list[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="bird.py", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Trains a network on a folder of bird photos, or labels photos with it.",
+        epilog="commands:\n  python bird.py DATASET train bird.pth   trains, saves the model as bird.pth\n"
+               "  python bird.py DATASET test  bird.pth   writes bird.csv in the current folder")
+    parser.add_argument("dataset", type=Path, help="DATASET/<class>/<image>, one folder a class")
+    parser.add_argument("mode", choices=["train", "test"])
+    parser.add_argument("model", type=Path, help="the model's file, such as bird.pth")
+    parser.add_argument("--budget", type=float, default=Config.budget, metavar="MINUTES",
+                        help="wall-clock limit that the training is fitted to (default %(default)g)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="this many epochs, however long they take")
+    parser.add_argument("--seed", type=int, default=Config.seed, metavar="N", help="default %(default)s")
+    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
+    parser.add_argument("--no-resume", action="store_true", help="start anew although a cut-off training could go on")
+    parser.add_argument("--csv", type=Path, default=Path("bird.csv"), metavar="PATH", help="default %(default)s")
+    args = parser.parse_args(argv)
+    if args.mode == "train":
+        cfg = Config(seed=args.seed, epochs=args.epochs, budget=args.budget, device=args.device)
+        train(args.dataset, args.model, cfg, resume=not args.no_resume)
+    else:
+        test(args.dataset, args.model, args.csv, pick_device(args.device))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))
