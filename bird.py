@@ -159,7 +159,8 @@ def load_state(path: Path, program: str) -> dict:
     Raises Mistake for a file that is missing, broken, or another program's.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):     # of torch, on odd pickles
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise Mistake(f"{path} cannot be read ({error.strerror}); name the model file that `train` wrote.") from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
@@ -422,21 +423,21 @@ def best_turn(a: Tensor, b: Tensor) -> Tensor:
 
 
 def split(labels: Tensor, groups: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices for fitting and for validation: `fraction` of each class, whole groups, at least one photo each side.
+    """Indices for fitting and for validation: `fraction` of each class in whole groups, drawn at random.
 
-    Raises Mistake where a class cannot be split.
+    Only a class whose groups are all too large for that has one of them cut, so that no side lacks it.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     validation = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = order[labels[order] == label]
-        sizes = Counter(groups[members].tolist())
         wanted = max(1, round(fraction * len(members)))
-        taken = 0
+        chosen: list[int] = []
         for group in dict.fromkeys(groups[members].tolist()):                          # groups in random order
-            if taken < wanted and taken + sizes[group] <= max(wanted, 1) + 1 and sizes[group] < len(members):
-                validation[members[groups[members] == group]] = True
-                taken += sizes[group]
+            photos = members[groups[members] == group].tolist()
+            if len(chosen) + len(photos) <= wanted:
+                chosen += photos
+        validation[chosen or members[:1]] = True
     return (~validation).nonzero()[:, 0], validation.nonzero()[:, 0]
 
 
@@ -471,12 +472,14 @@ def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
                          torch.stack([wide * sin * mirror, high * cos, between(6, -1, 1) * room], dim=1)], dim=1)
     grid = F.affine_grid(theta, [len(u), 3, size, size], align_corners=False)                          # (B, s, s, 2)
     x = F.grid_sample(pixels.float() / 255, grid, padding_mode="reflection", align_corners=False)      # (B, 3, s, s)
-    if cfg.colour:
+    if cfg.colour:                                     # x <- tint * (contrast * (saturated x - mean) + mean)
         c = cfg.colour
-        brightness, contrast, saturation = (between(k, 1 - c, 1 + c)[:, None, None, None] for k in (7, 8, 9))
-        tint = (1 - c / 3 + 2 * c / 3 * u[:, 10:13])[:, :, None, None]                                 # (B, 3, 1, 1)
-        mean, grey = x.mean(dim=(1, 2, 3), keepdim=True), x.mean(dim=1, keepdim=True)
-        x = (((x - grey) * saturation + grey - mean) * contrast + mean) * brightness * tint
+        contrast, saturation = between(8, 1 - c, 1 + c), between(9, 1 - c, 1 + c)
+        tint = between(7, 1 - c, 1 + c)[:, None] * (1 + c / 3 * (2 * u[:, 10:13] - 1))                 # (B, 3)
+        mixing = (1 - saturation)[:, None, None] / 3 + saturation[:, None, None] * torch.eye(3, device=u.device)
+        offset = tint * ((1 - contrast) * x.mean(dim=(1, 2, 3)))[:, None]                              # (B, 3)
+        matrix = (tint * contrast[:, None])[:, :, None] * mixing                                       # (B, 3, 3)
+        x = torch.baddbmm(offset[:, :, None], matrix, x.flatten(2)).view_as(x)
     return x.clamp(0, 1)
 
 

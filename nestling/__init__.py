@@ -1,0 +1,1 @@
+"""The tools around bird.py and vae.py: data, explanations, runs, reports, submissions."""

@@ -1,0 +1,593 @@
+"""Laws of bird.py: what goes in comes out right side up, in order, the same each time, and nothing breaks it."""
+
+import ast
+import inspect
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, call, start
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+import bird
+import vae
+
+STILL = bird.Config(flip=0, upside_down=0, turn=0, zoom=1, stretch=0, colour=0, mix=0)   # augmentation switched off
+
+
+@pytest.fixture(scope="session")
+def few(drawn, tmp_path_factory) -> Path:
+    """Three classes of twelve drawn photos, for the tests that train."""
+    out = tmp_path_factory.mktemp("few") / "birds"
+    for folder in sorted((drawn / "train").iterdir())[:3]:
+        (out / folder.name).mkdir(parents=True)
+        for path in sorted(folder.iterdir())[:12]:
+            shutil.copy(path, out / folder.name)
+    return out
+
+
+@pytest.fixture(scope="session")
+def model(few, tmp_path_factory) -> Path:
+    """A model trained for one epoch on `few`."""
+    path = tmp_path_factory.mktemp("model") / "bird.pth"
+    bird.train(few, path, bird.Config(epochs=1, batch=8))
+    return path
+
+
+def picture(size: int = 64) -> Image.Image:
+    """A smooth picture that looks different from each side and in each channel."""
+    y, x = np.mgrid[0:size, 0:size] / (size - 1)
+    return Image.fromarray((np.stack([x, y, (1 - x) * y], axis=-1) * 255).astype(np.uint8))
+
+
+def refused(capsys, *args: object) -> str:
+    """Runs bird.py on bad input and returns its one sentence, after checking that it is one and the status is 2."""
+    with pytest.raises(SystemExit) as stop:      # argparse exits by itself, the rest comes back as a number
+        raise SystemExit(bird.run(bird.main, [str(a) for a in args]))
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "Traceback" not in err
+    messages = [line for line in err.splitlines() if "error:" in line]
+    assert len(messages) == 1, err
+    return messages[0]
+
+
+# ---- find ----
+
+def test_images_come_in_the_order_of_image_folder(tmp_path):
+    for name in ["10/b.jpg", "10/a.PNG", "2/z/q.jpeg", "2/a.webp", "2/.hid.jpg", "1/x.tif", "1/notes.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    paths, names = bird.find_images(tmp_path)
+    theirs = ImageFolder(tmp_path)
+    assert [str(p) for p in paths] == [p for p, _ in theirs.samples]
+    assert names == [theirs.classes[k] for _, k in theirs.samples]
+
+
+def test_training_leaves_out_hidden_files_and_says_so(few, tmp_path, capsys):
+    shutil.copytree(few, tmp_path / "set")
+    first = sorted(few.rglob("*.jpg"))[0]
+    for hidden in (".ipynb_checkpoints/x.jpg", f"{first.parent.name}/.x.jpg"):
+        (tmp_path / "set" / hidden).parent.mkdir(exist_ok=True)
+        shutil.copy(first, tmp_path / "set" / hidden)
+    paths, labels, classes = bird.find_training_images(tmp_path / "set")
+    assert classes == sorted(p.name for p in few.iterdir())
+    assert len(paths) == len(labels) == 36
+    assert "left out 2 images in hidden" in capsys.readouterr().err
+
+
+# ---- decode ----
+
+SAVED = {   # how the same picture is stored -> file name, how to store it
+    "jpeg": ("a.jpg", lambda p, f: p.save(f, quality=95)),
+    "exif": ("a.jpg", lambda p, f: p.transpose(Image.Transpose.ROTATE_90).save(f, quality=95, exif=turned())),
+    "rgba": ("a.png", lambda p, f: p.convert("RGBA").save(f)),
+    "cmyk": ("a.jpg", lambda p, f: p.convert("CMYK").save(f, quality=95)),
+    "palette": ("a.png", lambda p, f: p.quantize(256).save(f)),
+    "bmp": ("a.bmp", lambda p, f: p.save(f)),
+    "webp": ("a.webp", lambda p, f: p.save(f, lossless=True)),
+}
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6               # "turn it a quarter clockwise to see it"
+    return exif
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_every_kind_of_file_gives_the_same_picture(kind, tmp_path):
+    name, save = SAVED[kind]
+    save(picture(), tmp_path / name)
+    pixels, aspect = bird.read_photo(tmp_path / name, 64)
+    assert abs(pixels.astype(int) - np.asarray(picture()).transpose(2, 0, 1)).mean() < 4
+    assert aspect == 1
+
+
+def test_grey_of_8_and_of_16_bits_are_the_same(tmp_path):
+    grey = np.asarray(picture().convert("L"))
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    small, large = (bird.read_photo(tmp_path / f"{k}.png", 64)[0] for k in (8, 16))
+    assert np.array_equal(small, large)
+    assert np.array_equal(small[0], grey)
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    clear = picture().convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "rgba.png")
+    spot = Image.new("P", (64, 64), 0)
+    spot.putpalette([0, 0, 0])
+    spot.save(tmp_path / "palette.png", transparency=0)
+    for name in ("rgba.png", "palette.png"):
+        assert (bird.read_photo(tmp_path / name, 64)[0] == 255).all()
+
+
+def test_scaled_decoding_looks_like_decoding_in_full(tmp_path):
+    picture(1200).resize((1200, 800)).save(tmp_path / "large.jpg", quality=90)
+    quick, aspect = bird.read_photo(tmp_path / "large.jpg", 96)
+    full = np.asarray(Image.open(tmp_path / "large.jpg").resize((96, 96), Image.Resampling.BILINEAR))
+    assert abs(quick.astype(int) - full.transpose(2, 0, 1)).mean() < 2
+    assert aspect == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", None])
+def test_broken_files_are_found_and_the_rest_is_used(content, few, tmp_path, capsys):
+    shutil.copytree(few, tmp_path / "set")
+    bad = sorted((tmp_path / "set").rglob("*.jpg"))[3]
+    bad.write_bytes(bad.read_bytes()[:len(bad.read_bytes()) // 2] if content is None else content)
+    birds = bird.read_birds(tmp_path / "set", tmp_path, bird.Config())
+    assert len(birds.labels) == 35
+    assert f"{bad} cannot be read" in capsys.readouterr().err
+
+
+def test_pixels_beyond_memory_go_to_the_disk_and_are_the_same(few, tmp_path, monkeypatch):
+    paths, _ = bird.find_images(few)
+    here = bird.decode(paths)
+    monkeypatch.setattr(bird, "free_memory", lambda: 1000.0)
+    there = bird.decode(paths, scratch=tmp_path)
+    assert torch.equal(here.pixels, there.pixels)
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    assert list(tmp_path.iterdir()) == []                  # the file has no name and goes with the tensor
+
+
+# ---- split ----
+
+def test_split_is_stratified_repeatable_and_keeps_groups_whole():
+    labels = torch.tensor([0] * 200 + [1] * 70 + [2] * 30)
+    groups = torch.arange(300) // 2                        # pairs
+    fit, validation = bird.split(labels, groups, 0.2, seed=0)
+    assert sorted([*fit.tolist(), *validation.tolist()]) == list(range(300))
+    assert not set(groups[fit].tolist()) & set(groups[validation].tolist())
+    for label, size in Counter(labels.tolist()).items():
+        assert (labels[validation] == label).sum().item() == pytest.approx(0.2 * size, abs=1)
+    assert torch.equal(validation, bird.split(labels, groups, 0.2, seed=0)[1])
+    assert not torch.equal(validation, bird.split(labels, groups, 0.2, seed=1)[1])
+
+
+def test_a_class_of_two_alike_photos_still_has_one_on_each_side():
+    labels, groups = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2])
+    fit, validation = bird.split(labels, groups, 0.2, seed=0)
+    assert sorted(labels[fit].tolist()) == sorted(labels[validation].tolist()) == [0, 1]
+
+
+def test_known_copies_are_found_and_strangers_are_not(drawn):
+    paths, _ = bird.find_images(drawn / "train")
+    groups = bird.near_duplicates(bird.decode(paths))
+    place = {str(p.relative_to(drawn)): i for i, p in enumerate(paths)}
+    copies = [(place[copy], place[made["of"]]) for copy, made in known_copies(drawn).items()]
+    found = sum(bool(groups[a] == groups[b]) for a, b in copies)
+    assert found >= 0.9 * len(copies)
+    true = torch.arange(len(paths))
+    for a, b in copies:
+        true[true == true[a].item()] = true[b].item()
+    same, truly = groups[:, None] == groups, true[:, None] == true
+    assert (same & ~truly).sum() <= 0.02 * len(paths)      # strangers taken for copies
+
+
+def known_copies(drawn: Path) -> dict[str, dict]:
+    """Of each training file that is a copy: {"of": the original, "how": ..., "by": ...}."""
+    return json.loads((drawn / "copies.json").read_text())
+
+
+# ---- augment ----
+
+def test_augmentation_switched_off_is_plain_resizing():
+    x = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    out = bird.augment(x, 64, torch.rand(3, bird.DRAWS), STILL)
+    torch.testing.assert_close(out, x / 255, atol=1e-4, rtol=0)
+
+
+def test_mirror_and_half_turn_do_what_they_say():
+    x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    u = torch.rand(2, bird.DRAWS)
+    mirrored = bird.augment(x, 32, u, bird.Config(**{**vars(STILL), "flip": 1}))
+    torch.testing.assert_close(mirrored, x.flip(3) / 255, atol=1e-3, rtol=0)
+    over = bird.augment(x, 32, u, bird.Config(**{**vars(STILL), "upside_down": 1}))
+    torch.testing.assert_close(over, x.flip(2, 3) / 255, atol=1e-3, rtol=0)
+
+
+def test_colour_is_brightness_contrast_saturation_and_tint_in_turn():
+    x, u = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.rand(4, bird.DRAWS)
+    out = bird.augment(x, 16, u, bird.Config(**{**vars(STILL), "colour": 0.3}))
+    brightness, contrast, saturation = (0.7 + 0.6 * u[:, k, None, None, None] for k in (7, 8, 9))
+    tint = 0.9 + 0.2 * u[:, 10:13, None, None]
+    y = x / 255
+    y = saturation * (y - y.mean(dim=1, keepdim=True)) + y.mean(dim=1, keepdim=True)
+    mean = (x / 255).mean(dim=(1, 2, 3), keepdim=True)
+    y = tint * brightness * (contrast * (y - mean) + mean)
+    torch.testing.assert_close(out, y.clamp(0, 1), atol=1e-3, rtol=0)
+
+
+def test_a_photo_is_warped_the_same_in_any_company():
+    x = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
+    u = torch.rand(6, bird.DRAWS)
+    together = bird.augment(x, 32, u, bird.Config())
+    alone = torch.cat([bird.augment(x[i:i + 1], 32, u[i:i + 1], bird.Config()) for i in range(6)])
+    torch.testing.assert_close(together, alone)
+    assert together.min() >= 0
+    assert together.max() <= 1
+
+
+def test_mixed_targets_hold_the_shares_of_the_pixels():
+    target = torch.eye(4)
+    x = torch.arange(4.0)[:, None, None, None].expand(4, 3, 20, 20).contiguous()      # photo k is all k
+    for seed in range(20):
+        u = torch.rand(5, generator=torch.Generator().manual_seed(seed))
+        u[0] = 0
+        mixed, shares = bird.mix_images(x, target, u, bird.Config(mix=1))
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), shares @ torch.arange(4.0), atol=1e-5, rtol=0)
+
+
+# ---- the network ----
+
+def test_a_saved_model_loads_in_anyones_hands(drawn, tmp_path):
+    net = bird.BirdNet()
+    bird.save_atomic(tmp_path / "bird.pth", net.state_dict())
+    program = ("from bird import BirdNet; import torch; model = BirdNet();"
+               "model.load_state_dict(torch.load('bird.pth', weights_only=True)); model.eval();"
+               "print(model(torch.zeros(1, 3, 100, 140)).shape)")
+    shutil.copy(ROOT / "bird.py", tmp_path)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "torch.Size([1, 10])", done.stderr
+
+
+def test_parameters_stay_under_the_cap():
+    assert bird.count_parameters(bird.BirdNet()) <= 30_000_000
+
+
+def test_every_parameter_learns_and_nothing_is_nan():
+    net = bird.BirdNet(3)
+    for _ in range(2):                                     # the first step wakes the blocks that start as the identity
+        loss = F.cross_entropy(net(torch.rand(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0]))
+        net.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= 0.01 * p.grad
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_the_assignment(few):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    run = bird.new_run(birds, bird.Config(), torch.device("cpu"), 0.0)
+    counts = birds.counts()
+    torch.testing.assert_close(run.weights * counts, (counts.sum() / 3).expand(3))     # each class counts the same
+    logits, y = torch.randn(50, 3), torch.randint(0, 3, (50,))
+    soft = F.cross_entropy(logits, F.one_hot(y, 3).float(), weight=run.weights)
+    by_hand = -(run.weights[y] * logits.log_softmax(dim=1)[torch.arange(50), y]).mean()
+    torch.testing.assert_close(soft, by_hand)
+
+
+def test_averaging_follows_its_formula():
+    a, b = bird.BirdNet(2), bird.BirdNet(2)
+    before = [p.clone() for p in a.parameters()]
+    bird.average(a, b, 0.9)
+    for was, now, new in zip(before, a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.9 * was + 0.1 * new)
+
+
+def test_step_size_rises_then_falls_to_nothing():
+    rates = [bird.rate(k / 1000, bird.Config()) for k in range(1001)]
+    top = int(np.argmax(rates))
+    assert max(rates) == pytest.approx(1, abs=1e-3)
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+    assert all(np.diff(rates[:top]) > 0)
+    assert all(np.diff(rates[top + 1:]) < 0)
+
+
+def test_planned_epochs_are_coarse():
+    plans = [bird.coarse_epochs(fit, 1, 10_000) for fit in range(1, 2000)]
+    assert all(plan <= fit < 1.26 * plan + 1 for fit, plan in enumerate(plans, start=1))
+    assert len(set(plans)) < 45
+
+
+# ---- train ----
+
+def test_same_seed_same_bytes_other_seed_other_bytes(few, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        bird.train(few, tmp_path / f"{name}.pth", bird.Config(epochs=1, batch=8, seed=seed))
+    a, b, c = ((tmp_path / f"{name}.pth").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+    rows = [json.loads(line) for line in (tmp_path / "a.history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1]
+    assert not list(tmp_path.glob("*.resume.pt"))
+
+
+@pytest.mark.parametrize("signal_sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_training_goes_on_to_the_same_bytes(signal_sent, few, tmp_path):
+    command = (few, "train", "bird.pth", "--epochs", 4)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    assert call("bird.py", *command, cwd=whole).returncode == 0
+    process = start("bird.py", *command, cwd=cut)
+    assert wait_for(lambda: (cut / "bird.resume.pt").exists(), process)
+    process.send_signal(signal_sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if signal_sent == signal.SIGINT else -signal.SIGKILL)
+    assert (signal_sent == signal.SIGKILL) or "The same command goes on" in err
+    assert not (cut / "bird.pth").exists()
+    again = call("bird.py", *command, cwd=cut)
+    assert "going on after" in again.stdout, again.stdout + again.stderr
+    assert (cut / "bird.pth").read_bytes() == (whole / "bird.pth").read_bytes()
+    epochs = [json.loads(line)["epoch"] for line in (cut / "bird.history.jsonl").read_text().splitlines()]
+    assert epochs == [1, 2, 3, 4]
+    assert not (cut / "bird.resume.pt").exists()
+
+
+def wait_for(happened, process: subprocess.Popen, seconds: float = 120) -> bool:
+    """True as soon as `happened()`; False if the process ends or the time is over before."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if happened():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_resume_file_of_other_settings_or_half_written_is_not_used(few, tmp_path, capsys):
+    path = tmp_path / "bird.resume.pt"
+    path.write_bytes(b"half")
+    assert bird.read_resume(path, ["a"]) is None
+    assert "starting anew" in capsys.readouterr().err
+    bird.save_atomic(path, {"key": ["other"]})
+    assert bird.read_resume(path, ["a"]) is None
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_a_budget_is_planned_printed_and_kept(few, tmp_path):
+    done = call("bird.py", few, "train", "bird.pth", "--budget", "0.5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (plan,) = [line for line in done.stdout.splitlines() if line.startswith("plan:")]
+    rows = [json.loads(line) for line in (tmp_path / "bird.history.jsonl").read_text().splitlines()]
+    assert f"--epochs {rows[0]['epochs']}" in plan
+    assert rows[-1]["seconds"] < 30
+
+
+def test_a_slow_machine_skips_middle_epochs_and_keeps_the_last(few, capsys):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    run = bird.new_run(birds, bird.Config(budget=1), torch.device("cpu"), time.monotonic() - 30)
+    run.epochs, run.epoch = 20, 3
+    run.history = [{"seconds": 20.0, "size": 96}, {"seconds": 30.0, "size": 96}]     # ten seconds an epoch
+    bird.skip_ahead(run)
+    assert 17 <= run.epoch < 20
+    assert "left out" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_keeps_what_was_saved(few, tmp_path, capsys, monkeypatch):
+    old = tmp_path / "bird.pth"
+    old.write_bytes(b"earlier model")
+    cfg = bird.Config(epochs=1, batch=8, lr=float("inf"))
+    assert bird.run(lambda _: bird.train(few, old, cfg), []) == 2
+    assert "no epoch ended with a finite loss" in capsys.readouterr().err
+    assert old.read_bytes() == b"earlier model"
+
+
+def test_it_learns_drawn_birds(drawn, tmp_path):
+    small = tmp_path / "set"
+    for folder in sorted((drawn / "train").iterdir())[:3]:
+        shutil.copytree(folder, small / folder.name)
+    bird.train(small, tmp_path / "bird.pth", bird.Config(epochs=8, batch=8, mix=0, warmup=0.3))
+    rows = [json.loads(line) for line in (tmp_path / "bird.history.jsonl").read_text().splitlines()]
+    assert rows[-1]["train_loss"] < 0.9 * rows[0]["train_loss"]
+    assert max(row["val_score"] for row in rows) > 0.5     # chance is a third
+
+
+# ---- label ----
+
+def labels_in(path: Path) -> list[int]:
+    header, *rows = path.read_text().splitlines()
+    assert header == "Predicted_Label"
+    return [int(row) for row in rows]
+
+
+def test_the_same_photos_get_the_same_labels_in_any_folder(few, model, tmp_path, capsys):
+    paths, names = bird.find_images(few)
+    (tmp_path / "dummy" / "unknown").mkdir(parents=True)
+    (tmp_path / "flat").mkdir()
+    for i, path in enumerate(paths):
+        shutil.copy(path, tmp_path / "dummy" / "unknown" / f"{i:03d}.jpg")
+        shutil.copy(path, tmp_path / "flat" / f"{i:03d}.jpg")
+    shutil.copytree(few, tmp_path / "lacking")
+    shutil.rmtree(tmp_path / "lacking" / sorted(set(names))[0])
+    answers = {}
+    for folder in (few, tmp_path / "dummy", tmp_path / "flat", tmp_path / "lacking"):
+        bird.test(folder, model, tmp_path / "bird.csv", torch.device("cpu"))
+        answers[folder.name] = labels_in(tmp_path / "bird.csv")
+        assert ("no score" in capsys.readouterr().out) == (folder.name in ("dummy", "flat"))
+    assert answers["birds"] == answers["dummy"] == answers["flat"]
+    assert answers["lacking"] == answers["birds"][names.count(names[0]):]
+
+
+def test_a_broken_test_image_has_its_row(few, model, tmp_path, capsys):
+    shutil.copytree(few, tmp_path / "set")
+    bad = sorted((tmp_path / "set").rglob("*.jpg"))[-2]
+    bad.write_bytes(b"")
+    bird.test(tmp_path / "set", model, tmp_path / "bird.csv", torch.device("cpu"))
+    state = torch.load(model)["_extra_state"]
+    answers = labels_in(tmp_path / "bird.csv")
+    assert len(answers) == 36
+    assert answers[-2] == int(np.argmax(state["counts"]))
+    assert f"{bad} cannot be read" in capsys.readouterr().err
+
+
+def test_flips_are_averaged_and_order_does_not_matter(few, model):
+    net = bird.load_model(model)
+    pixels = bird.decode(bird.find_images(few)[0]).pixels
+    p = bird.predict(net, pixels, 64, torch.device("cpu"))
+    torch.testing.assert_close(p.sum(dim=1), torch.ones(36))
+    torch.testing.assert_close(bird.predict(net, pixels.flip(3), 64, torch.device("cpu")), p, atol=1e-4, rtol=0)
+    torch.testing.assert_close(bird.predict(net, pixels.flip(0), 64, torch.device("cpu")).flip(0), p, atol=1e-4, rtol=0)
+
+
+def test_scores_are_those_of_the_definition():
+    macro, micro = bird.scores([0, 0, 1, 1, 1], [0, 1, 1, 1, 2])
+    assert micro == pytest.approx(3 / 5)
+    assert macro == pytest.approx((2 / 3 + 2 * 2 / 6) / 2)        # 2 TP / (2 TP + FP + FN), of the classes that occur
+
+
+# ---- bad input: one sentence, status 2 ----
+
+def test_bad_folders(few, drawn, model, tmp_path, capsys):
+    one = tmp_path / "one"
+    shutil.copytree(sorted(few.iterdir())[0], one / "only")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text" / "class").mkdir(parents=True)
+    (tmp_path / "text" / "class" / "a.txt").write_text("no image")
+    (tmp_path / "file").write_text("x")
+    for name in ("a", "b"):
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "x.jpg").write_bytes(b"not a photo")
+    out = tmp_path / "bird.pth"
+    for mode, target in (("train", out), ("test", model)):
+        assert "does not exist" in refused(capsys, tmp_path / "missing", mode, target)
+        assert "holds no images" in refused(capsys, tmp_path / "empty", mode, target)
+        assert "holds no images" in refused(capsys, tmp_path / "text", mode, target)
+        assert "is a file" in refused(capsys, tmp_path / "file", mode, target)
+        assert "none of the 2 images can be read" in refused(capsys, tmp_path / "broken", mode, target)
+    assert "1 class folder " in refused(capsys, one, "train", out)
+    above = tmp_path / "above"
+    (above).mkdir()
+    (above / "train").symlink_to(drawn / "train", target_is_directory=True)
+    assert f"did you mean {above / 'train'}?" in refused(capsys, above, "train", out)
+    (above / "test").symlink_to(few, target_is_directory=True)
+    assert f"did you mean {above / 'train'}?" in refused(capsys, above, "train", out)
+    (above / "train").unlink()
+    assert f"did you mean {above / 'test'}?" in refused(capsys, above, "test", model)
+    assert not out.exists()
+
+
+def test_bad_models(few, model, tmp_path, capsys):
+    whole = model.read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "foreign.pth")
+    vae.save_atomic(tmp_path / "vae.pth", vae.VAE().state_dict())
+    assert "cannot be read" in refused(capsys, few, "test", tmp_path / "missing.pth")
+    assert "cannot be read" in refused(capsys, few, "test", tmp_path)
+    for name in ("cut", "text", "empty"):
+        assert "not a whole model file" in refused(capsys, few, "test", tmp_path / f"{name}.pth")
+    assert "something else" in refused(capsys, few, "test", tmp_path / "foreign.pth")
+    assert "of vae.py" in refused(capsys, few, "test", tmp_path / "vae.pth")
+    state = torch.load(model)
+    state.pop("head.bias")
+    torch.save(state, tmp_path / "other.pth")
+    assert "does not fit" in refused(capsys, few, "test", tmp_path / "other.pth")
+
+
+def test_a_model_that_would_run_code_is_refused_and_runs_nothing(few, tmp_path, capsys):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "proof"),)
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
+    torch.save({"_extra_state": Evil()}, tmp_path / "evil2.pth")
+    for name in ("evil", "evil2"):
+        refused(capsys, few, "test", tmp_path / f"{name}.pth")
+    assert not (tmp_path / "proof").exists()
+
+
+def test_bad_words(few, tmp_path, capsys):
+    refused(capsys, few, "learn", tmp_path / "bird.pth")
+    refused(capsys, few)
+    assert "--epochs is 0" in refused(capsys, few, "train", tmp_path / "bird.pth", "--epochs", 0)
+    assert "--budget is -1" in refused(capsys, few, "train", tmp_path / "bird.pth", "--budget", -1)
+    if not torch.cuda.is_available():
+        assert "no cuda device" in refused(capsys, few, "train", tmp_path / "bird.pth", "--device", "cuda")
+    assert "create the folder first" in refused(capsys, few, "train", tmp_path / "no" / "bird.pth")
+    assert "is a folder" in refused(capsys, few, "train", tmp_path)
+
+
+def test_help_shows_the_commands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        bird.main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "python bird.py DATASET train bird.pth" in out
+    assert "python bird.py DATASET test  bird.pth" in out
+
+
+def test_a_full_disk_leaves_the_earlier_file(few, tmp_path):
+    (tmp_path / "bird.pth").write_bytes(b"earlier model")
+
+    def small_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))      # bytes a file; writing more fails
+    done = call("bird.py", few, "train", "bird.pth", "--epochs", 1, cwd=tmp_path, preexec_fn=small_disk)
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "bird.pth").read_bytes() == b"earlier model"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_read_only_folder_is_told_before_the_training(few, capsys):
+    assert "cannot be written" in refused(capsys, few, "train", "/sys/bird.pth")      # read-only for root too
+    assert "epoch" not in capsys.readouterr().out
+
+
+# ---- the file itself ----
+
+@pytest.mark.parametrize("program", ["bird.py", "vae.py"])
+def test_each_program_needs_only_the_six_packages(program):
+    allowed = {"torch", "torchvision", "numpy", "PIL", "sklearn", "tqdm"} | sys.stdlib_module_names
+    tree = ast.parse((ROOT / program).read_text())
+    used = {(node.module if isinstance(node, ast.ImportFrom) else alias.name).split(".")[0]
+            for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
+    assert used <= allowed
+
+
+def test_it_runs_alone_in_an_empty_folder(few, tmp_path):
+    shutil.copy(ROOT / "bird.py", tmp_path)
+    for command in (("train", "bird.pth", "--epochs", "1"), ("test", "bird.pth")):
+        done = subprocess.run([sys.executable, "-I", "bird.py", few, *command], cwd=tmp_path,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bird.csv", "bird.history.jsonl", "bird.pth", "bird.py"]
+    assert len(labels_in(tmp_path / "bird.csv")) == 36
+
+
+def test_twins_do_not_drift():
+    twins = ["Mistake", "seed_everything", "pick_device", "write_atomic", "check_writable", "save_atomic", "load_state",
+             "write_history", "coarse_epochs", "run"]
+    for name in twins:
+        assert inspect.getsource(getattr(bird, name)) == inspect.getsource(getattr(vae, name)), name
