@@ -24,7 +24,6 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -52,12 +51,12 @@ class Config:
     device: str | None = None       # None: cuda, mps or cpu, the first that is here
     # data
     val_fraction: float = 0.2       # of each class, near-duplicates kept on one side
-    batch: int = 64                 # images a step
+    batch: int = 32                 # images a step
     # augmentation: one affine warp a photo, then light and colour; 0 switches a dial off
     flip: float = 0.5               # probability of a mirror image
     upside_down: float = 0.15       # probability of half a turn: some photos of the real set are upside down
     turn: float = 20.0              # degrees, either way
-    zoom: float = 0.45              # the shortest side of a crop, as a share of the photo's
+    zoom: float = 0.6               # the shortest side of a crop, as a share of the photo's
     stretch: float = 0.2            # log of the aspect ratio, either way
     colour: float = 0.3             # brightness, contrast, saturation and tint, each 1 +- this (tint a third)
     mix: float = 0.5                # probability that a batch is mixed by CutMix or mixup (half each)
@@ -84,8 +83,7 @@ class Config:
 
 
 STORED = 192                        # px; each photo is kept at this size, every training size is made from it
-SMALL, LARGE = 96, 128              # px; the size of the first epochs and of the last ones
-SMALL_SHARE = 0.5                   # share of the epochs at the small size
+SIZES = ((0.4, 64), (0.8, 96), (1.0, 128))   # up to this share of the epochs, this many px: small and quick first
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,16 +238,21 @@ def images_below(folder: Path) -> list[Path]:
 def check_level(folder: Path, paths: list[Path], classes: list[str] | None = None) -> None:
     """Raises Mistake if the class folders lie one level deeper, as in Birds/train/<class>; names the right folder.
 
-    classes: the model's class names where they are known; only these then count as class folders.
+    classes: the model's class names, where they are known; only folders of these names then count as class folders.
     """
-    inner = {path.relative_to(folder).parts[:2] for path in paths if len(path.relative_to(folder).parts) > 2}
-    direct = [path for path in paths if len(path.relative_to(folder).parts) == 2]
-    if classes is not None:
-        inner = {parts for parts in inner if parts[1] in classes and parts[0] not in classes}
-    by_parent = Counter(parts[0] for parts in inner)
-    parent = "train" if by_parent["train"] > 1 else next((p for p, n in sorted(by_parent.items()) if n > 1), None)
-    if parent is not None and not direct:
-        raise Mistake(f"{folder} holds the class folders one level deeper; did you mean {folder / parent}?")
+    below = {path.relative_to(folder).parts[:-1] for path in paths}
+    if any(len(parts) < 2 for parts in below):         # some images lie where they should
+        return
+    inner = {parts[0]: {q[1] for q in below if q[0] == parts[0]} for parts in sorted(below)}
+    usual = {"train", "test", "val", "valid", "validation"}
+    if classes is None:
+        higher = [name for name in inner if len(inner[name]) > 1 and (len(inner) == 1 or inner.keys() <= usual)]
+    else:
+        higher = [name for name in inner if inner[name] & set(classes) and name not in classes]
+    if higher:
+        part = "train" if classes is None else "test"
+        right = folder / (part if part in higher else higher[0])
+        raise Mistake(f"{folder} holds the class folders one level deeper; did you mean {right}?")
 
 
 def find_training_images(folder: Path) -> tuple[list[Path], Tensor, list[str]]:
@@ -358,11 +361,15 @@ def progress(items, total: int, what: str, quiet: bool = False):
     return tqdm(items, total=total, desc=what, leave=False, disable=hidden, dynamic_ncols=True)
 
 
-def resized(pixels: Tensor, size: int) -> Tensor:
-    """(N, 3, S, S) uint8 -> (N, 3, size, size) uint8, antialiased."""
+def resized(pixels: Tensor, size: int, scratch: Path | None = None) -> Tensor:
+    """(N, 3, S, S) uint8 -> (N, 3, size, size) uint8, antialiased; `scratch` as for `decode`."""
     if pixels.shape[-1] == size:
         return pixels
-    return torch.cat([F.interpolate(part, (size, size), mode="bilinear", antialias=True) for part in pixels.split(256)])
+    small = empty_pixels((len(pixels), 3, size, size), scratch)
+    for start in range(0, len(pixels), 256):
+        part = pixels[start:start + 256]
+        small[start:start + 256] = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
+    return small
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -535,34 +542,36 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm:
 class BirdNet(nn.Module):
     """A residual network for photos of any size: RGB in 0..1 -> one logit a class.
 
-    `self.features` gives the last feature map, (B, 512, s/32, s/32), the one that Grad-CAM reads. Class names, class
+    `self.features` gives the last feature map, (B, 320, s/32, s/32), the one that Grad-CAM reads. Class names, class
     sizes and the image size at which the network reads best ride in the state_dict as plain values.
     """
 
-    WIDTHS = (64, 128, 256, 512)                       # channels at 1/4, 1/8, 1/16 and 1/32 of the side
+    STAGES = ((40, 1), (80, 1), (160, 2), (320, 2))    # channels and blocks at 1/4, 1/8, 1/16 and 1/32 of the side
 
     def __init__(self, classes: int = 10, *, dropout: float = 0.2, batch_norm: bool = True):
         super().__init__()
         self.extra: dict[str, Any] = {"program": "bird", "classes": [str(k) for k in range(classes)],
-                                      "counts": [1] * classes, "size": LARGE, "batch_norm": batch_norm}
+                                      "counts": [1] * classes, "size": SIZES[-1][1], "batch_norm": batch_norm}
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.full((3,), 0.5))     # of the training photos, by channel
         self.register_buffer("std", torch.full((3,), 0.25))
-        inputs, blocks = self.WIDTHS[0], []
-        for stage, outputs in enumerate(self.WIDTHS):
-            blocks.append(Block(inputs, outputs, 1 if stage == 0 else 2, batch_norm))
-            inputs = outputs
+        inputs, blocks = self.STAGES[0][0], []
+        for stage, (outputs, depth) in enumerate(self.STAGES):
+            for k in range(depth):
+                blocks.append(Block(inputs, outputs, 2 if stage > 0 and k == 0 else 1, batch_norm))
+                inputs = outputs
         self.features = nn.Sequential(
             *convolution(3, 32, 3, 2, batch_norm), nn.ReLU(inplace=True),
-            *convolution(32, self.WIDTHS[0], 3, 2, batch_norm), nn.ReLU(inplace=True), *blocks)
+            *convolution(32, self.STAGES[0][0], 3, 1, batch_norm), nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1), *blocks)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:                       # (B, 3, s, s) RGB in 0..1
         x = (x - self.mean[:, None, None]) / self.std[:, None, None]
-        h = self.features(x)                                      # (B, 512, s/32, s/32)
-        h = h.mean(dim=(2, 3))                                    # (B, 512), whatever the size
+        h = self.features(x)                                      # (B, 320, s/32, s/32)
+        h = h.mean(dim=(2, 3))                                    # (B, 320), whatever the size
         return self.head(self.dropout(h))                         # (B, K) logits
 
     def get_extra_state(self) -> dict:
@@ -596,7 +605,10 @@ def count_parameters(net: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Birds:
-    """A training set: pixels (N, 3, STORED, STORED) uint8, labels (N,), the two sides of the split, class names."""
+    """A training set: pixels (N, 3, STORED, STORED) uint8, labels (N,), class names, and the two sides of the split.
+
+    The sides are row numbers, so that broken photos stay where they are and nothing is copied.
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -621,19 +633,17 @@ def read_birds(folder: Path, scratch: Path, cfg: Config) -> Birds:
     paths, labels, classes = find_training_images(folder)
     photos = decode(paths, scratch)
     name_broken(paths, photos.broken, "left out of the training")
-    whole = torch.ones(len(paths), dtype=torch.bool)
-    whole[photos.broken] = False
-    if photos.broken:
-        photos, labels = Photos(photos.pixels[whole], photos.aspect[whole], []), labels[whole]
-    counts = torch.bincount(labels, minlength=len(classes))
+    broken = set(photos.broken)
+    rows = torch.tensor([i for i in range(len(paths)) if i not in broken])
+    counts = torch.bincount(labels[rows], minlength=len(classes))
     if counts.min() < 2:
         raise Mistake(f"{folder / classes[counts.argmin()]} holds {counts.min()} readable photos, at least 2 are "
                       "needed to split a class; add photos or remove the folder.")
-    groups = near_duplicates(photos)
-    fit, validation = split(labels, groups, cfg.val_fraction, cfg.seed)
-    print(f"data: {len(labels)} photos of {len(classes)} classes ({counts.min()} to {counts.max()} each), {len(fit)} "
+    groups = near_duplicates(photos)[rows]
+    fit, validation = (rows[side] for side in split(labels[rows], groups, cfg.val_fraction, cfg.seed))
+    print(f"data: {len(rows)} photos of {len(classes)} classes ({counts.min()} to {counts.max()} each), {len(fit)} "
           f"to fit, {len(validation)} to validate; "
-          f"{len(labels) - len(groups.unique())} near-duplicates kept on one side of the split")
+          f"{len(rows) - len(groups.unique())} near-duplicates kept on one side of the split")
     return Birds(photos.pixels, labels, fit, validation, classes)
 
 
@@ -658,6 +668,7 @@ class Run:
     weights: Tensor                     # (K,) class weights of the loss
     steps: int                          # a whole epoch's
     epochs: int = 0                     # planned
+    pace: dict[int, float] = field(default_factory=dict)     # seconds of an epoch by image size, as planned
     epoch: int = 0                      # finished
     step: int = 0                       # finished in this epoch
     sums: tuple[float, float, int] = (0.0, 0.0, 0)      # loss, right ones, photos of this epoch so far
@@ -668,7 +679,7 @@ class Run:
     spent: float = 0.0                  # seconds in earlier processes
     started: float = field(default_factory=time.monotonic)
 
-    PLAIN = ("epochs", "epoch", "step", "sums", "best", "best_state", "stale", "history")
+    PLAIN = ("epochs", "pace", "epoch", "step", "sums", "best", "best_state", "stale", "history")
 
     def seconds(self) -> float:
         """Wall time of the training so far, over all processes."""
@@ -695,7 +706,7 @@ def new_run(birds: Birds, cfg: Config, device: torch.device, started: float) -> 
     seed_everything(cfg.seed)
     counts = birds.counts()
     net = BirdNet(len(birds.classes), dropout=cfg.dropout, batch_norm=cfg.batch_norm)
-    net.extra |= {"classes": birds.classes, "counts": counts.tolist(), "size": LARGE}
+    net.extra |= {"classes": birds.classes, "counts": counts.tolist(), "size": SIZES[-1][1]}
     sample = birds.pixels[birds.fit, :, ::8, ::8].float() / 255
     net.mean.copy_(sample.mean(dim=(0, 2, 3)))
     net.std.copy_(sample.std(dim=(0, 2, 3)))
@@ -762,14 +773,17 @@ def average(averaged: nn.Module, net: nn.Module, decay: float) -> None:
 
 
 def image_sizes(epochs: int) -> list[int]:
-    """Pixels a side for each epoch: small and quick first, full size last; a function of the number alone."""
-    return [SMALL if epoch < SMALL_SHARE * epochs else LARGE for epoch in range(epochs)]
+    """Pixels a side for each epoch, full size last; a function of the number alone."""
+    return [next(size for share, size in SIZES if epoch + 1 <= share * epochs + 1e-9) for epoch in range(epochs)]
 
 
-def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float) -> int:
-    """The number of epochs that fits the budget: a few steps are timed at each size, on a network thrown away after."""
+def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float) -> tuple[int, dict[int, float]]:
+    """The number of epochs that fits the budget, and the seconds of one at each image size.
+
+    A few steps are timed at each size, on a network thrown away after.
+    """
     if cfg.epochs is not None:
-        return cfg.epochs
+        return cfg.epochs, {}
     run = new_run(birds, cfg, device, started)
     run.epochs, seconds = 1000, {}                                      # seconds of an epoch, by image size
     batch = birds.fit[:cfg.batch]
@@ -789,7 +803,7 @@ def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float)
     epochs = coarse_epochs(fit)
     print(f"plan: {epochs} epochs of {run.steps} steps at {' then '.join(f'{size} px' for size in seconds)} for "
           f"{cfg.budget:g} minutes; --epochs {epochs} repeats it on any machine")
-    return epochs
+    return epochs, seconds
 
 
 def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, save) -> bool:
@@ -823,7 +837,7 @@ def validate(run: Run, birds: Birds, seconds: float) -> dict:
     """The history's line of the epoch that has just ended; keeps the averaged weights if their score is the best."""
     size = image_sizes(run.epochs)[run.epoch]
     judged = run.averaged if run.cfg.average else deepcopy(run.net).eval()
-    p = predict(judged, birds.pixels[birds.validation], size, run.device, flips=False)
+    p = predict(judged, birds.pixels, size, run.device, birds.validation, flips=False)
     truth = birds.labels[birds.validation]
     macro, micro = scores(truth.tolist(), p.argmax(dim=1).tolist())
     loss_sum, right, seen = run.sums
@@ -850,9 +864,9 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
     history_path, resume_path = model_path.with_suffix(".history.jsonl"), model_path.with_suffix(".resume.pt")
     digest = birds.digest()
     state = read_resume(resume_path, [repr(cfg), digest, str(torch.__version__)]) if resume else None
-    epochs = state["epochs"] if state else plan_epochs(birds, cfg, device, started)
+    epochs, pace = (0, {}) if state else plan_epochs(birds, cfg, device, started)
     run = new_run(birds, cfg, device, started)
-    run.epochs = epochs
+    run.epochs, run.pace = epochs, pace
     if state:
         run.restore(state)
         print(f"going on after {run.epoch} of {run.epochs} epochs and {run.step} of {run.steps} steps")
@@ -865,7 +879,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
     with ctrl_c_waits() as stop:
         while whole and run.epoch < run.epochs and run.stale < max(10, run.cfg.patience * run.epochs):
             side = round(1.25 * image_sizes(run.epochs)[run.epoch])
-            pixels = pixels if pixels.shape[-1] == side else resized(birds.pixels, side)
+            pixels = pixels if pixels.shape[-1] == side else resized(birds.pixels, side, model_path.parent)
             whole = train_epoch(run, birds, pixels, stop, save)
             if not math.isfinite(run.sums[0]):
                 note(f"the loss is no longer finite in epoch {run.epoch + 1}: training ends, the best weights stay.")
@@ -919,18 +933,18 @@ def ctrl_c_waits() -> Iterator[threading.Event]:
 
 def skip_ahead(run: Run) -> None:
     """Leaves out middle epochs where the machine became slower than planned, so that the last ones still happen."""
-    if run.cfg.epochs is not None or run.epoch >= run.epochs:
+    recent = run.history[-5:]
+    if not run.pace or len(recent) < 3:
         return
-    last = run.history[-1]
-    earlier = run.history[-2]["seconds"] if len(run.history) > 1 else 0.0
-    pixel_rate = (last["seconds"] - earlier) / last["size"] ** 2 if len(run.history) > 1 else 0.0
+    planned = sum(run.pace[row["size"]] for row in recent[1:])
+    slowdown = (recent[-1]["seconds"] - recent[0]["seconds"]) / planned
     left = 60 * run.cfg.budget * 0.98 - run.seconds()
-    sizes = image_sizes(run.epochs)
-    skipped = 0
-    while run.epoch < run.epochs - 1 and sum(pixel_rate * s * s for s in sizes[run.epoch:]) > left:
-        run.epoch, skipped = run.epoch + 1, skipped + 1
-    if skipped:
-        note(f"slower than planned: {skipped} epochs are left out to end in time (--epochs {run.epochs} has them all).")
+    sizes, first = image_sizes(run.epochs), run.epoch
+    while run.epoch < run.epochs - 1 and slowdown * sum(run.pace[size] for size in sizes[run.epoch:]) > left:
+        run.epoch += 1
+    if run.epoch > first:
+        note(f"{slowdown:.2f} times as slow as planned: {run.epoch - first} epochs are left out to end in time "
+             f"(--epochs {run.epochs} has them all).")
 
 
 def show(row: dict) -> None:
@@ -945,11 +959,12 @@ def show(row: dict) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def predict(net: BirdNet, pixels: Tensor, size: int, device: torch.device, flips: bool = True) -> Tensor:
-    """(N, 3, S, S) uint8 -> (N, K) probabilities, averaged over the photo and its mirror image."""
+def predict(net: BirdNet, pixels: Tensor, size: int, device: torch.device, rows: Tensor | None = None,
+            flips: bool = True) -> Tensor:
+    """(N, 3, S, S) uint8 -> (R, K) probabilities of the rows named (or all), averaged over a photo and its mirror."""
     answers = []
-    for batch in pixels.split(128):
-        x = resized(batch, size).to(device, memory_format=torch.channels_last).float() / 255
+    for batch in (torch.arange(len(pixels)) if rows is None else rows).split(128):
+        x = resized(pixels[batch], size).to(device, memory_format=torch.channels_last).float() / 255
         p = net(x).softmax(dim=1)
         answers.append((p + net(x.flip(3)).softmax(dim=1)) / 2 if flips else p)
     return torch.cat(answers).cpu()

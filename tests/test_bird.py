@@ -150,7 +150,8 @@ def test_broken_files_are_found_and_the_rest_is_used(content, few, tmp_path, cap
     bad = sorted((tmp_path / "set").rglob("*.jpg"))[3]
     bad.write_bytes(bad.read_bytes()[:len(bad.read_bytes()) // 2] if content is None else content)
     birds = bird.read_birds(tmp_path / "set", tmp_path, bird.Config())
-    assert len(birds.labels) == 35
+    assert len(birds.fit) + len(birds.validation) == 35
+    assert 3 not in {*birds.fit.tolist(), *birds.validation.tolist()}
     assert f"{bad} cannot be read" in capsys.readouterr().err
 
 
@@ -383,11 +384,14 @@ def test_a_budget_is_planned_printed_and_kept(few, tmp_path):
 
 def test_a_slow_machine_skips_middle_epochs_and_keeps_the_last(few, capsys):
     birds = bird.read_birds(few, few.parent, bird.Config())
-    run = bird.new_run(birds, bird.Config(budget=1), torch.device("cpu"), time.monotonic() - 30)
-    run.epochs, run.epoch = 20, 3
-    run.history = [{"seconds": 20.0, "size": 96}, {"seconds": 30.0, "size": 96}]     # ten seconds an epoch
+    run = bird.new_run(birds, bird.Config(budget=1), torch.device("cpu"), time.monotonic() - 20)
+    run.epochs, run.epoch, run.pace = 20, 3, {64: 1.0, 96: 2.0, 128: 4.0}     # 8 + 16 + 16 seconds planned
+    run.history = [{"seconds": 10.0 + k, "size": 64} for k in range(3)]       # as planned
     bird.skip_ahead(run)
-    assert 17 <= run.epoch < 20
+    assert run.epoch == 3
+    run.history = [{"seconds": 10.0 + 5 * k, "size": 64} for k in range(3)]   # five times as slow: 8 s of work fit
+    bird.skip_ahead(run)
+    assert run.epoch == 19
     assert "left out" in capsys.readouterr().err
 
 
@@ -451,10 +455,11 @@ def test_a_broken_test_image_has_its_row(few, model, tmp_path, capsys):
 def test_flips_are_averaged_and_order_does_not_matter(few, model):
     net = bird.load_model(model)
     pixels = bird.decode(bird.find_images(few)[0]).pixels
-    p = bird.predict(net, pixels, 64, torch.device("cpu"))
+    cpu, rows = torch.device("cpu"), torch.arange(36)
+    p = bird.predict(net, pixels, 64, cpu)
     torch.testing.assert_close(p.sum(dim=1), torch.ones(36))
-    torch.testing.assert_close(bird.predict(net, pixels.flip(3), 64, torch.device("cpu")), p, atol=1e-4, rtol=0)
-    torch.testing.assert_close(bird.predict(net, pixels.flip(0), 64, torch.device("cpu")).flip(0), p, atol=1e-4, rtol=0)
+    torch.testing.assert_close(bird.predict(net, pixels.flip(3), 64, cpu), p, atol=1e-4, rtol=0)
+    torch.testing.assert_close(bird.predict(net, pixels, 64, cpu, rows.flip(0)).flip(0), p, atol=1e-4, rtol=0)
 
 
 def test_scores_are_those_of_the_definition():
