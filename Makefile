@@ -1,7 +1,9 @@
 # `make demo` and `make test` do everything on a fresh machine; the rest are their parts.
 PY = .venv/bin/python
 
-.PHONY: demo test check setup clean
+AUTHOR ?= A. Student 2021CS10001          # of `make reports`; make reports AUTHOR="Your Name 2021CS10002"
+
+.PHONY: demo reports test check setup clean
 
 demo: setup demo/birds demo/digits        ## draw the data, train, test and score both programs: under 10 minutes
 	$(PY) bird.py demo/birds/train train demo/bird.pth --budget 3.5
@@ -12,6 +14,16 @@ demo: setup demo/birds demo/digits        ## draw the data, train, test and scor
 	@$(PY) vae.py demo/digits/recon.npz test_reconstruction demo/vae.pth --npz demo/vae_reconstructed.npz
 	@$(PY) vae.py demo/digits/test.npz test_classifier demo/vae.pth demo/gmm_params.pkl --csv demo/vae.csv
 	@echo; echo "all of it lies in demo/:"; ls demo
+
+reports: setup                            ## after `make demo`: two small ablations, then both PDFs: about 5 minutes
+	$(PY) -m nestling.cli ablate bird demo/birds/train --out demo/ablation_bird \
+		--only no-augmentation,no-batch-norm --seeds 0,1 --budget 1 --jobs 2
+	$(PY) -m nestling.cli ablate vae demo/digits/train.npz demo/digits/val.npz --out demo/ablation_vae \
+		--score-on demo/digits/train.npz --only plain,no-warping --seeds 0,1 --budget 0.25 --jobs 2
+	$(PY) -m nestling.cli report bird demo/bird.pth --ablation demo/ablation_bird --dataset demo/birds/test \
+		--author "$(strip $(AUTHOR))" --out demo/report_bird.pdf
+	$(PY) -m nestling.cli report vae demo/vae.pth --ablation demo/ablation_vae --train demo/digits/train.npz \
+		--val demo/digits/val.npz --test demo/digits/test.npz --author "$(strip $(AUTHOR))" --out demo/report_vae.pdf
 
 demo/birds: | setup
 	$(PY) -m nestling.cli data birds demo/birds

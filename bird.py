@@ -6,7 +6,7 @@
 DATASET holds one folder a class. The file reads in the order of the data: find -> decode -> split -> augment ->
 BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-learn and tqdm, and nothing else.
 
-@@MEASURED@@
+Measurements and failed experiments: docs/log.md.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Config:
     zoom: float = 0.6               # the shortest side of a crop, as a share of the photo's
     stretch: float = 0.2            # log of the aspect ratio, either way
     colour: float = 0.3             # brightness, contrast, saturation and tint, each 1 +- this (tint a third)
-    mix: float = 0.5                # probability that a batch is mixed by CutMix or mixup (half each)
+    mix: float = 0.0                # probability that a batch is mixed by CutMix or mixup (half each)
     # learning
     lr: float = 2e-3                # peak step size of AdamW at this batch size
     weight_decay: float = 0.05      # on weights of convolutions and head only
