@@ -41,7 +41,7 @@ def read_masks(folder: Path, names: list[Path], size: int) -> Tensor:
 
 
 def peaks(maps: Tensor, size: int) -> Tensor:
-    """Where each map (B, h, w), brought to `size` x `size`, is hottest: row and column as shares of the side, (B, 2)."""
+    """Where each map (B, h, w), brought to `size` x `size`, is hottest: shares of the side, (B, 2) row, column."""
     at = heat(maps, size).flatten(1).argmax(dim=1)
     return torch.stack(((at // size + 0.5) / size, (at % size + 0.5) / size), dim=1)
 
