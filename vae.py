@@ -24,7 +24,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -666,12 +666,14 @@ class Run:
     plan: dict[str, int]             # epochs of each phase
     rows: list[dict]                 # the history, one an epoch
     elapsed: float = 0.0             # seconds, over all the sittings
+    agreement: float = -math.inf     # the most that the clusters of near images ever agreed, in nats
+    best: dict = field(default_factory=dict)          # the clusterer's state then
 
     def state(self) -> dict:
         """What the resume file holds."""
         return {"key": self.key, "net": self.net.state_dict(), "average": self.average, "plan": self.plan,
                 "optimisers": {phase: o.state_dict() for phase, o in self.optimisers.items()},
-                "rows": self.rows, "elapsed": self.elapsed}
+                "rows": self.rows, "elapsed": self.elapsed, "agreement": self.agreement, "best": self.best}
 
     def take_up(self, kept: Path) -> bool:
         """Goes on from the resume file if that is of the very same data and settings."""
@@ -685,7 +687,8 @@ class Run:
                 mine.copy_(saved)
             for phase, saved in state["optimisers"].items():
                 self.optimisers[phase].load_state_dict(saved)
-            self.plan, self.rows, self.elapsed = state["plan"], state["rows"], state["elapsed"]
+            for name in ("plan", "rows", "elapsed", "agreement", "best"):
+                setattr(self, name, state[name])
         except FileNotFoundError:
             return False
         except Exception:     # half a file, or another program's: whatever is wrong with it, it cannot be used
@@ -782,14 +785,22 @@ def make_plan(run: Run, began: float) -> dict[str, int]:
     share = {phase: 1.0 if phase == "latents" else config.cluster_share for phase in run.optimisers}
     if epochs is None:
         trial, cost = copy.deepcopy(run, {id(run.images): run.images}), 0.0
+        steps = len(batches(len(run.images), config, generator()))
         for phase in run.optimisers:
             trial.plan = {phase: 1}
-            run_epoch(trial, phase, 0, steps=2)
-            start = time.monotonic()
-            run_epoch(trial, phase, 0, steps=8)
-            cost += share[phase] * (time.monotonic() - start) / 8 * len(batches(len(run.images), config, generator()))
-        epochs = coarse_epochs((seconds_allowed(config) - time.monotonic() + began) / cost, 1, config.full_epochs)
+            run_epoch(trial, phase, 0, steps=2)      # the first ones are slower
+            short, long = (timed(run_epoch, trial, phase, 0, steps=n) for n in (2, 10))
+            cost += share[phase] * (short + max(steps - 2, 0) * max(long - short, 0) / 8)
+        left = seconds_allowed(config) - time.monotonic() + began
+        epochs = coarse_epochs(left / cost, 1, config.full_epochs)
     return {phase: math.ceil(share[phase] * epochs) for phase in run.optimisers}
+
+
+def timed(function, *args, **kwargs) -> float:
+    """Seconds that a call takes."""
+    start = time.monotonic()
+    function(*args, **kwargs)
+    return time.monotonic() - start
 
 
 def seconds_allowed(config: Config) -> float:
@@ -831,12 +842,14 @@ def run_epoch(run: Run, phase: str, epoch: int, deadline: float = math.inf, step
     """One pass over the training images; the means of the loss's parts, on them and on the held-out images."""
     config, net, optimiser, g = run.config, run.net, run.optimisers[phase], generator(run.config.seed, phase, epoch)
     peak = config.lr if phase == "latents" else config.cluster_lr
+    if phase == "latents" and run.best:
+        net.clusterer.load_state_dict(run.best)
     q = cluster_all(net, run.images) if phase == "latents" else torch.empty(len(run.images), 0)
     order = batches(len(q), config, g)
     sums: dict[str, Tensor] = {}
     for step, index in enumerate(order[:steps], start=epoch * len(order)):
-        progress = step / (run.plan[phase] * len(order))
-        lr = peak * (1 - 2 * progress % 1 if phase == "neighbours" else one_cycle(progress))
+        jolts = 1 - 0.95 * (step / (2 * len(order)) % 1)       # down in two epochs, and up at once
+        lr = peak * (jolts if phase == "neighbours" else one_cycle(step / (run.plan[phase] * len(order))))
         optimiser.param_groups[0]["lr"] = lr
         net.train()
         mate = torch.randint(run.near.shape[1], index.shape, generator=g)
@@ -853,8 +866,10 @@ def run_epoch(run: Run, phase: str, epoch: int, deadline: float = math.inf, step
         if time.monotonic() > deadline:
             break
     means = {name: value / (step + 1 - epoch * len(order)) for name, value in sums.items()}
-    if phase != "latents":
+    if phase == "clusters":
         net.head.fill_(means["information"].argmax())
+    if phase == "neighbours":
+        keep_best(run)
     net.eval()
     with torch.no_grad():
         given = cluster_all(net, run.held) if phase == "latents" else run.held
@@ -870,6 +885,17 @@ def batches(n: int, config: Config, g: torch.Generator) -> tuple[Tensor, ...]:
     return torch.cat([torch.randperm(n, generator=g) for _ in range(times)]).tensor_split(times * n // size)
 
 
+def keep_best(run: Run) -> None:
+    """Remembers the clusterer whose clusters agree most among near images.
+
+    The jolts of the step size make rare shapes change sides; without a label, this tells which side is right.
+    """
+    q = cluster_all(run.net, run.images)[:, None]                                                # (N, 1, C)
+    found = sum(float(information(q, q[near], run.config.balance)) for near in run.near.T) / run.near.shape[1]
+    if found > run.agreement:
+        run.agreement, run.best = found, copy.deepcopy(run.net.clusterer.state_dict())
+
+
 def loss_of(phase: str, net: VAE, x: Tensor, given: Tensor, config: Config, g: torch.Generator):
     """The loss of a phase and its parts; `given` is q(c|x) in the latent phase, images near x before it."""
     if phase == "latents":
@@ -878,10 +904,7 @@ def loss_of(phase: str, net: VAE, x: Tensor, given: Tensor, config: Config, g: t
 
 
 def one_cycle(progress: float, rise: float = 0.1) -> float:
-    """The step size as a share of its peak: up in a straight line, then down along half a cosine.
-
-    The neighbours' phase has two falls from full height in its place: the jolts are what lets rare shapes change sides.
-    """
+    """The step size as a share of its peak: up in a straight line, then down along half a cosine."""
     if progress < rise:
         return 0.02 + 0.98 * progress / rise
     return 0.5 + 0.5 * math.cos(math.pi * (progress - rise) / (1 - rise))
