@@ -4,7 +4,7 @@
     python vae.py RECON test_reconstruction vae.pth             writes vae_reconstructed.npz
     python vae.py TEST  test_classifier vae.pth gmm_params.pkl  writes vae.csv
 
-(measured numbers go here)
+Measurements and failed experiments: docs/log-vae.md.
 """
 
 from __future__ import annotations
@@ -868,14 +868,13 @@ def run_epoch(run: Run, phase: str, epoch: int, deadline: float = math.inf, step
     means = {name: value / (step + 1 - epoch * len(order)) for name, value in sums.items()}
     if phase == "clusters":
         net.head.fill_(means["information"].argmax())
-    if phase == "neighbours":
-        keep_best(run)
+    agreed = {"agreement": keep_best(run)} if phase == "neighbours" else {}
     net.eval()
     with torch.no_grad():
         given = cluster_all(net, run.held) if phase == "latents" else run.held
         _, held = loss_of(phase, net, run.held, given, config, generator(config.seed, "held"))
     both = {**means, **{f"held_{name}": value for name, value in held.items()}}
-    return {"lr": lr, **{name: float(value.max()) for name, value in both.items()}}
+    return {"lr": lr, **{name: float(value.max()) for name, value in both.items()}, **agreed}
 
 
 def batches(n: int, config: Config, g: torch.Generator) -> tuple[Tensor, ...]:
@@ -885,8 +884,8 @@ def batches(n: int, config: Config, g: torch.Generator) -> tuple[Tensor, ...]:
     return torch.cat([torch.randperm(n, generator=g) for _ in range(times)]).tensor_split(times * n // size)
 
 
-def keep_best(run: Run) -> None:
-    """Remembers the clusterer whose clusters agree most among near images.
+def keep_best(run: Run) -> float:
+    """How well the clusters of near images agree, in nats; remembers the clusterer for which it is most.
 
     The jolts of the step size make rare shapes change sides; without a label, this tells which side is right.
     """
@@ -894,6 +893,7 @@ def keep_best(run: Run) -> None:
     found = sum(float(information(q, q[near], run.config.balance)) for near in run.near.T) / run.near.shape[1]
     if found > run.agreement:
         run.agreement, run.best = found, copy.deepcopy(run.net.clusterer.state_dict())
+    return found
 
 
 def loss_of(phase: str, net: VAE, x: Tensor, given: Tensor, config: Config, g: torch.Generator):

@@ -307,10 +307,10 @@ def test_killed_and_gone_on_gives_the_bytes_of_a_run_never_killed(tmp_path, digi
     shutil.copytree(digits, once)
     shutil.copytree(digits, often)
     assert subprocess.run(words, cwd=once, env=ENV, stdout=subprocess.DEVNULL, timeout=180).returncode == 0
-    for epochs, how in ((1, signal.SIGKILL), (4, signal.SIGINT)):
-        with subprocess.Popen(words, cwd=often, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    for how in (signal.SIGKILL, signal.SIGINT):
+        with subprocess.Popen(words, cwd=often, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               text=True) as process:
-            wait_for_epoch(often / "vae.history.jsonl", epochs)
+            wait_for_epoch(process, often / "vae.resume.pt")
             process.send_signal(how)
             _, err = process.communicate(timeout=60)
         assert not (often / "vae.pth").exists()
@@ -326,11 +326,11 @@ def test_killed_and_gone_on_gives_the_bytes_of_a_run_never_killed(tmp_path, digi
         *range(1, 11)]
 
 
-def wait_for_epoch(history: Path, epochs: int) -> None:
-    for _ in range(2400):
-        if history.exists() and len(history.read_text().splitlines()) >= epochs:
+def wait_for_epoch(process: subprocess.Popen, kept: Path) -> None:
+    """Returns when this very process has ended an epoch and a state is kept, perhaps by an earlier one."""
+    for line in process.stdout:
+        if line.startswith("epoch") and kept.exists():
             return
-        time.sleep(0.025)
     raise AssertionError("the training never came so far")
 
 
@@ -344,6 +344,19 @@ def test_a_resume_file_of_other_settings_is_not_used(folder, capsys):
     Path("vae.resume.pt").write_bytes(b"half a file")
     assert not run.take_up(Path("vae.resume.pt"))
     assert "starting anew" in capsys.readouterr().out
+
+
+def test_the_clusterer_of_highest_agreement_is_used(digits):
+    config = Config(least_steps=4, seed=1)
+    run = vae.prepare(DigitDataset(digits / "train.npz"), DigitDataset(digits / "val.npz"), config, torch.device("cpu"))
+    run.plan = {"neighbours": 4, "latents": 1}
+    found, states = [], []
+    for epoch in range(4):
+        found.append(vae.run_epoch(run, "neighbours", epoch)["agreement"])
+        states.append({name: t.clone() for name, t in run.net.clusterer.state_dict().items()})
+    vae.run_epoch(run, "latents", 0)
+    best = states[int(np.argmax(found))]
+    assert all(torch.equal(t, best[name]) for name, t in run.net.clusterer.state_dict().items())
 
 
 def test_plain_and_small_budget(folder, capsys):
