@@ -4,7 +4,8 @@
     python vae.py RECON test_reconstruction vae.pth             writes vae_reconstructed.npz
     python vae.py TEST  test_classifier vae.pth gmm_params.pkl  writes vae.csv
 
-Measurements and failed experiments: docs/log-vae.md.
+Seeds 0 to 4, 6.5 minutes each on one core: (macro + micro F1) / 2 0.9918 to 0.9943, SSIM 0.764 to 0.767 on the 3,672
+test images (bench/RESULTS.md). Failed experiments: docs/log-vae.md.
 """
 
 from __future__ import annotations
@@ -172,11 +173,11 @@ def write_history(path: Path, rows: list[dict]) -> None:
 
 
 def coarse_epochs(fit: float, least: int = 1, most: int = 100_000) -> int:
-    """The largest of 1 to 8, 10, 12, 14, 16, 20, 24, 28, 32, ... that is at most `fit`, within [least, most].
+    """The largest of 1 to 12, 14, 16, ... 22, 24, 28, 32, ... 44, 48, 56, ... that is at most `fit`, in [least, most].
 
     Coarse on purpose: timing noise seldom changes the plan, so the same command mostly gives the same model.
     """
-    ladder = [1, 2, 3, *(step << k for k in range(15) for step in (4, 5, 6, 7))]
+    ladder = [1, 2, 3, 4, 5, *(step << k for k in range(15) for step in (6, 7, 8, 9, 10, 11))]
     return min(max([e for e in ladder if e <= fit], default=least), most) if fit >= least else least
 
 

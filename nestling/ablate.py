@@ -48,7 +48,7 @@ BIRD = {
     "no-zoom": Setting({"zoom": 1.0}, "without crops and shifts", "augmentation"),
     "no-stretch": Setting({"stretch": 0.0}, "without changes of the aspect ratio", "augmentation"),
     "no-colour": Setting({"colour": 0.0}, "without changes of light and colour", "augmentation"),
-    "mix": Setting({"mix": 0.5}, "with CutMix and mixup in half of the batches", "augmentation"),
+    "mix": Setting({"mix": 0.5}, "with CutMix and mixup in half of the batches, whatever the length", "augmentation"),
     "no-augmentation": Setting(AUGMENTATION, "without any augmentation", "augmentation"),
     "no-weight-decay": Setting({"weight_decay": 0.0}, "without weight decay (L2)", "regularisation"),
     "no-dropout": Setting({"dropout": 0.0}, "without dropout", "regularisation"),
