@@ -302,7 +302,7 @@ def outputs(folder: Path) -> list[bytes]:
 
 
 def test_killed_and_gone_on_gives_the_bytes_of_a_run_never_killed(tmp_path, digits):
-    words = [sys.executable, "-c", QUICK, *TRAIN, "--epochs", "8"]
+    words = [sys.executable, "-c", QUICK, *TRAIN, "--epochs", "32"]      # long after the signals
     once, often = tmp_path / "once", tmp_path / "often"
     shutil.copytree(digits, once)
     shutil.copytree(digits, often)
@@ -323,7 +323,7 @@ def test_killed_and_gone_on_gives_the_bytes_of_a_run_never_killed(tmp_path, digi
     assert outputs(once) == outputs(often)
     assert not (often / "vae.resume.pt").exists()
     assert [json.loads(row)["epoch"] for row in (often / "vae.history.jsonl").read_text().splitlines()] == [
-        *range(1, 11)]
+        *range(1, 41)]
 
 
 def wait_for_epoch(process: subprocess.Popen, kept: Path) -> None:
