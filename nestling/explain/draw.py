@@ -172,11 +172,13 @@ def mark_stages(ax, rows: list[dict], named: bool) -> None:
     for i in starts[1:]:
         ax.axvline(rows[i]["epoch"] - 0.5, color=FAINT, linewidth=0.8, zorder=0)
     if named:
+        ends = [*starts[1:], len(rows)]
+        lines = 2 if any(end - i < 0.2 * len(rows) for i, end in zip(starts, ends, strict=True)) else 1
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.14 * (high - low))
-        for i, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-            ax.annotate(stages[i], ((rows[i]["epoch"] + rows[end - 1]["epoch"]) / 2, 1), ha="center", va="top",
-                        xycoords=("data", "axes fraction"), color=SOFT, fontsize=6.5)
+        ax.set_ylim(low, high + 0.14 * lines * (high - low))
+        for k, (i, end) in enumerate(zip(starts, ends, strict=True)):            # short stages: names on two lines
+            ax.annotate(stages[i], ((rows[i]["epoch"] + rows[end - 1]["epoch"]) / 2, 1 - 0.11 * (k % lines)),
+                        ha="center", va="top", xycoords=("data", "axes fraction"), color=SOFT, fontsize=6.5)
 
 
 # ---- heat maps ----
