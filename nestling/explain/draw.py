@@ -177,8 +177,10 @@ def mark_stages(ax, rows: list[dict], named: bool) -> None:
         low, high = ax.get_ylim()
         ax.set_ylim(low, high + 0.14 * lines * (high - low))
         for k, (i, end) in enumerate(zip(starts, ends, strict=True)):            # short stages: names on two lines
-            ax.annotate(stages[i], ((rows[i]["epoch"] + rows[end - 1]["epoch"]) / 2, 1 - 0.11 * (k % lines)),
-                        ha="center", va="top", xycoords=("data", "axes fraction"), color=SOFT, fontsize=6.5)
+            short = lines == 2 and end - i < 0.2 * len(rows)
+            x = rows[i]["epoch"] if short else (rows[i]["epoch"] + rows[end - 1]["epoch"]) / 2
+            ax.annotate(stages[i], (x, 1 - 0.11 * (k % lines)), ha="left" if short else "center", va="top",
+                        xycoords=("data", "axes fraction"), color=SOFT, fontsize=6.5)
 
 
 # ---- heat maps ----
