@@ -12,7 +12,9 @@ Failed experiments: docs/log.md.
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -25,7 +27,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -34,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from sklearn.metrics import accuracy_score, f1_score
@@ -52,7 +55,7 @@ class Config:
     device: str | None = None       # None: cuda, mps or cpu, the first that is here
     # data
     val_fraction: float = 0.2       # of each class, near-duplicates kept on one side
-    batch: int = 32                 # images a step
+    batch: int = 64                 # images a step
     # augmentation: one affine warp a photo, then light and colour; 0 switches a dial off
     flip: float = 0.5               # probability of a mirror image
     upside_down: float = 0.15       # probability of half a turn: some photos of the real set are upside down
@@ -85,7 +88,8 @@ class Config:
 
 
 STORED = 192                        # px; each photo is kept at this size, every training size is made from it
-SIZES = ((0.4, 64), (0.8, 96), (1.0, 128))   # up to this share of the epochs, this many px: small and quick first
+SIZES = {1: ((0.4, 64), (0.8, 96), (1.0, 128)),     # from this many epochs on: up to this share of them, this many px;
+         64: ((0.4, 96), (0.8, 128), (1.0, 160))}   # small and quick first; the longer the training, the larger
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,6 +108,7 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, mends nothing
     torch.backends.cudnn.benchmark = False
 
 
@@ -277,7 +282,8 @@ def find_training_images(folder: Path) -> tuple[list[Path], Tensor, list[str]]:
 
 def note(message: str) -> None:
     """Says on stderr what a user should know; nothing stops."""
-    print(f"note: {message}", file=sys.stderr)
+    if place()[0] == 0:
+        print(f"note: {message}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -555,12 +561,12 @@ class BirdNet(nn.Module):
     sizes and the image size at which the network reads best ride in the state_dict as plain values.
     """
 
-    STAGES = ((40, 1), (80, 1), (160, 2), (320, 2))    # channels and blocks at 1/4, 1/8, 1/16 and 1/32 of the side
+    STAGES = ((48, 1), (80, 1), (160, 2), (320, 2))    # channels and blocks at 1/4, 1/8, 1/16 and 1/32 of the side
 
     def __init__(self, classes: int = 10, *, dropout: float = 0.2, batch_norm: bool = True):
         super().__init__()
         self.extra: dict[str, Any] = {"program": "bird", "classes": [str(k) for k in range(classes)],
-                                      "counts": [1] * classes, "size": SIZES[-1][1], "batch_norm": batch_norm}
+                                      "counts": [1] * classes, "size": 128, "batch_norm": batch_norm}
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.full((3,), 0.5))     # of the training photos, by channel
@@ -609,8 +615,52 @@ def count_parameters(net: nn.Module) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 6. Train
+# 6. Train; every process of torchrun takes its share of each batch, rank 0 decides, prints and writes
 # ---------------------------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def processes(device: torch.device) -> Iterator[torch.device]:
+    """Joins the processes that torchrun started, if it did; gives the device of this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if dist.get_rank() else sys.stdout):
+            yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def place() -> tuple[int, int]:
+    """The rank of this process and the number of them: (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def add_up(t: Tensor) -> Tensor:
+    """The sum of `t` over the processes of torchrun; `t` itself where there is but one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(t)
+    return t
+
+
+def from_first(decide: Callable[[], Any]) -> Any:
+    """What `decide` returns in rank 0, for every process; the Mistake that it raises there is raised in all of them."""
+    answer: list[Any] = [None]
+    if place()[0] == 0:
+        try:
+            answer = [decide()]
+        except Mistake as mistake:
+            answer = [mistake]
+    if place()[1] > 1:
+        dist.broadcast_object_list(answer, 0)
+    if isinstance(answer[0], Mistake):
+        raise answer[0]
+    return answer[0]
+
 
 @dataclass(frozen=True)
 class Birds:
@@ -656,6 +706,40 @@ def read_birds(folder: Path, scratch: Path, cfg: Config) -> Birds:
     return Birds(photos.pixels, labels, fit, validation, classes)
 
 
+def deal(read: Callable[[], Birds], scratch: Path) -> tuple[Birds, str]:
+    """This process's share of the photos that rank 0 reads, of both sides of the split, and the digest of all.
+
+    Only rank 0 needs the folder; the pixels travel to the others 256 photos at a time.
+    """
+    rank, count = place()
+    if count == 1:
+        birds = read()
+        return birds, birds.digest()
+    whole: list[Birds] = []
+
+    def first() -> tuple:
+        birds = read()
+        if len(birds.validation) < count:
+            raise Mistake(f"{count} processes for {len(birds.validation)} photos to validate; start fewer processes.")
+        whole.append(birds)
+        hands = [(birds.fit[r::count], birds.validation[r::count]) for r in range(count)]
+        return birds.labels, birds.classes, birds.digest(), hands
+
+    labels, classes, digest, hands = from_first(first)
+    fit, validation = hands[rank]
+    pixels = empty_pixels((len(fit) + len(validation), 3, STORED, STORED), scratch)
+    for r, hand in enumerate(hands):
+        for start, rows in zip(range(0, len(labels), 256), torch.cat(hand).split(256)):     # noqa: B905
+            if rank == 0 and r == 0:
+                pixels[start:start + 256] = whole[0].pixels[rows]
+            elif rank == 0:
+                dist.send(whole[0].pixels[rows], r)
+            elif rank == r:
+                dist.recv(pixels[start:start + 256], 0)
+    return Birds(pixels, labels[torch.cat(hands[rank])], torch.arange(len(fit)),
+                 torch.arange(len(fit), len(pixels)), classes), digest
+
+
 def name_broken(paths: list[Path], broken: list[int], fate: str) -> None:
     """Names the files that could not be read. Raises Mistake if none could."""
     if len(broken) == len(paths):
@@ -675,7 +759,9 @@ class Run:
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler        # for float16 on older CUDA devices; passes everything through elsewhere
     weights: Tensor                     # (K,) class weights of the loss
+    batch: int                          # photos a step in this process
     steps: int                          # a whole epoch's
+    forward: Callable[[Tensor], Tensor]                 # net, compiled where that helps
     epochs: int = 0                     # planned
     pace: dict[int, float] = field(default_factory=dict)     # seconds of an epoch by image size, as planned
     epoch: int = 0                      # finished
@@ -717,28 +803,51 @@ class Run:
 def new_run(birds: Birds, cfg: Config, device: torch.device, started: float) -> Run:
     """Random weights from the seed, and all else at its start."""
     seed_everything(cfg.seed)
-    counts = birds.counts()
+    counts = add_up(birds.counts())
     net = BirdNet(len(birds.classes), dropout=cfg.dropout, batch_norm=cfg.batch_norm)
-    net.extra |= {"classes": birds.classes, "counts": counts.tolist(), "size": SIZES[-1][1]}
-    sample = birds.pixels[birds.fit, :, ::8, ::8].float() / 255
-    net.mean.copy_(sample.mean(dim=(0, 2, 3)))
-    net.std.copy_(sample.std(dim=(0, 2, 3)))
+    net.extra |= {"classes": birds.classes, "counts": counts.tolist()}
+    sample = birds.pixels[birds.fit, :, ::8, ::8].double() / 255
+    mean, square = add_up(torch.stack([(sample**k).mean(dim=(2, 3)).sum(dim=0) for k in (1, 2)])) / counts.sum()
+    net.mean.copy_(mean)
+    net.std.copy_((square - mean**2).sqrt())
     net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed = [p for p in net.parameters() if p.ndim > 1]               # not biases, nor batch normalisation's scales
     others = [p for p in net.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": cfg.weight_decay},
-                                   {"params": others, "weight_decay": 0.0}], lr=cfg.lr, betas=(0.9, 0.99), foreach=True)
+                                   {"params": others, "weight_decay": 0.0}],
+                                  lr=cfg.lr, betas=(0.9, 0.99), fused=device.type != "mps")
     weights = counts.sum() / (len(counts) * counts) if cfg.class_weights else torch.ones(len(counts))
     return Run(cfg, device, net, deepcopy(net).eval().requires_grad_(False), optimiser,
                torch.amp.GradScaler(device.type, enabled=half_type(device) == torch.float16), weights.to(device),
-               steps=max(1, len(birds.fit) // cfg.batch), started=started)
+               batch=max(1, cfg.batch // place()[1]), steps=max(1, int(counts.sum()) // cfg.batch),
+               forward=torch.compile(net) if worth_compiling(device, cfg) else net, started=started)
+
+
+def worth_compiling(device: torch.device, cfg: Config) -> bool:
+    """CUDA with Triton, and a training that is longer than a few compilations, one for each image size."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None and (cfg.epochs or cfg.budget) >= 20
 
 
 def half_type(device: torch.device) -> torch.dtype | None:
-    """The short float of mixed precision: bfloat16 where CUDA hardware has it, else float16; None elsewhere."""
+    """The short float of mixed precision: bfloat16 where the hardware multiplies it, float16 on older CUDA devices."""
+    if device.type == "cpu":                           # matrix units of Intel's server processors since 2023
+        return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else None
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Within it, convolutions run in `half_type` where there is one."""
+    half = half_type(device)
+    return torch.autocast(device.type, dtype=half, enabled=half is not None)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed memory for the next step; by default large blocks are given back and paged in anew."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-3, 2**31 - 1)                    # M_MMAP_THRESHOLD: no block is mapped by itself
+        libc.mallopt(-1, 2**31 - 1)                    # M_TRIM_THRESHOLD: nothing is given back
 
 
 def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v: Tensor) -> None:
@@ -749,12 +858,12 @@ def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v
     x, target = mix_images(x, target, v, mix_share(run.done(), run.epochs, cfg))
     for group in run.optimiser.param_groups:
         group["lr"] = cfg.lr * rate(run.done(), cfg)
-    half = half_type(device)
-    with torch.autocast(device.type, dtype=half, enabled=half is not None):
-        logits = run.net(x.contiguous(memory_format=torch.channels_last)).float()         # (B, K)
+    with mixed_precision(device):
+        logits = run.forward(x.contiguous(memory_format=torch.channels_last)).float()     # (B, K)
     loss = F.cross_entropy(logits, target, weight=run.weights, label_smoothing=cfg.smoothing)
     run.optimiser.zero_grad(set_to_none=True)
     run.scaler.scale(loss).backward()
+    average_gradients(run.net)
     run.scaler.step(run.optimiser)
     run.scaler.update()
     run.step += 1
@@ -762,6 +871,33 @@ def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v
     average(run.averaged, run.net, decay)
     right = (logits.detach().argmax(dim=1) == target.argmax(dim=1)).sum()
     run.sums = (run.sums[0] + loss.item() * len(x), run.sums[1] + right.item(), run.sums[2] + len(x))
+
+
+def average_gradients(net: nn.Module) -> None:
+    """The mean of the processes' gradients, in each of them, in one message (17 MB)."""
+    count = place()[1]
+    if count > 1:
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        flat = add_up(torch.cat([g.flatten() for g in gradients])) / count
+        parts = flat.split([g.numel() for g in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+@torch.no_grad()
+def average_statistics(net: nn.Module) -> None:
+    """The mean of the processes' batch statistics, in each of them."""
+    count = place()[1]
+    for statistic in net.buffers() if count > 1 else ():
+        if statistic.is_floating_point():
+            statistic.copy_(add_up(statistic.clone()) / count)
+
+
+def gathered(t: Tensor) -> Tensor:
+    """The processes' rows, one after the other."""
+    parts: list[Any] = [t] * place()[1]
+    if len(parts) > 1:
+        dist.all_gather_object(parts, t)
+    return torch.cat(parts)
 
 
 def rate(done: float, cfg: Config) -> float:
@@ -787,7 +923,13 @@ def average(averaged: nn.Module, net: nn.Module, decay: float) -> None:
 
 def image_sizes(epochs: int) -> list[int]:
     """Pixels a side for each epoch, full size last; a function of the number alone."""
-    return [next(size for share, size in SIZES if epoch + 1 <= share * epochs + 1e-9) for epoch in range(epochs)]
+    ladder = SIZES[max(least for least in SIZES if least <= epochs)]
+    return [next(size for share, size in ladder if epoch + 1 <= share * epochs + 1e-9) for epoch in range(epochs)]
+
+
+def side_for(size: int) -> int:
+    """Pixels a side of the photos that crops of `size` are cut from: a crop of 0.8 of the side loses no detail."""
+    return min(STORED, round(1.25 * size))
 
 
 def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float) -> tuple[int, dict[int, float]]:
@@ -799,33 +941,41 @@ def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float)
         return cfg.epochs, {}
     run = new_run(birds, cfg, device, started)
     run.epochs, seconds = 1000, {}                                      # seconds of an epoch, by image size
-    batch = birds.fit[:cfg.batch]
-    for size in sorted(set(image_sizes(100))):
+    batch = birds.fit[:run.batch]
+    for size in sorted({size for ladder in SIZES.values() for _, size in ladder}):
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            train_step(run, resized(birds.pixels[batch], round(1.25 * size)), birds.labels[batch], size,
+            train_step(run, resized(birds.pixels[batch], side_for(size)), birds.labels[batch], size,
                        torch.rand(len(batch), DRAWS), torch.rand(5))
             times.append(time.perf_counter() - start)
         # the first step warms up; a forward pass, for the validation, costs about 0.4 of a step
         seconds[size] = min(times[1:]) * (run.steps + 0.4 * len(birds.validation) / len(batch))
-    left = 0.94 * 60 * cfg.budget - run.seconds()                       # some for saving and for a slower hour
-    fit = 1
-    while fit < 1000 and sum(seconds[size] for size in image_sizes(fit + 1)) <= left:
-        fit += 1
-    epochs = coarse_epochs(fit)
-    print(f"plan: {epochs} epochs of {run.steps} steps at {' then '.join(f'{size} px' for size in seconds)} for "
+    seconds, spent = from_first(lambda: (seconds, run.seconds()))
+    left = 0.94 * 60 * cfg.budget - spent                               # some for saving and for a slower hour
+    epochs = epochs_within(left, seconds)
+    sizes = " then ".join(f"{size} px" for size in dict.fromkeys(image_sizes(epochs)))
+    print(f"plan: {epochs} epochs of {run.steps} steps at {sizes} for "
           f"{cfg.budget:g} minutes; --epochs {epochs} repeats it on any machine")
     return epochs, seconds
+
+
+def epochs_within(left: float, pace: dict[int, float], first: int = 0) -> int:
+    """The longest coarse plan whose epochs from `first` on take at most `left` seconds, at `pace` seconds an epoch."""
+    fit = first + 1
+    while fit < 1000 and sum(pace[size] for size in image_sizes(fit + 1)[first:]) <= left:
+        fit += 1
+    return coarse_epochs(fit)
 
 
 def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, save) -> bool:
     """The rest of the epoch that `run` stands in, saved once a minute. False if it was cut short.
 
-    pixels: (N, 3, S, S) uint8, all photos at S = 1.25 times this epoch's size.
+    pixels: (N, 3, S, S) uint8, all photos at S = `side_for` this epoch's size.
     """
     size = image_sizes(run.epochs)[run.epoch]
-    randomness = stream(run.cfg.seed, run.epoch)
+    rank = place()[0]
+    randomness = stream(run.cfg.seed, run.epoch, rank)
     order = birds.fit[torch.randperm(len(birds.fit), generator=randomness)]
     u = torch.rand(len(birds.labels), DRAWS, generator=randomness)       # by photo
     v = torch.rand(run.steps, 5, generator=randomness)                   # by step
@@ -833,15 +983,17 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
     saved = time.monotonic()
     bar = progress(range(run.step, run.steps), run.steps, f"epoch {run.epoch + 1}/{run.epochs}")
     for step in bar:
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{run.cfg.seed} {run.epoch} {step}".encode()).digest()[:4]))
-        batch = order[step * run.cfg.batch:(step + 1) * run.cfg.batch]
+        torch.manual_seed(stream(run.cfg.seed, run.epoch, rank, step).initial_seed())     # of dropout
+        batch = order[step * run.batch:(step + 1) * run.batch]
         train_step(run, pixels[batch], birds.labels[batch], size, u[batch], v[step])
-        if stop.is_set() or time.monotonic() - saved > 60:
+        late = rank == 0 and run.cfg.epochs is None and run.seconds() > 60 * run.cfg.budget * 0.98
+        stopped, late = add_up(torch.tensor([stop.is_set(), late], dtype=torch.int32)).tolist()
+        if stopped or time.monotonic() - saved > 60:
             save()
             saved = time.monotonic()
-        if stop.is_set():
+        if stopped:
             raise KeyboardInterrupt("The same command goes on from here.")
-        if run.cfg.epochs is None and run.seconds() > 60 * run.cfg.budget * 0.98:
+        if late:
             return False
     return True
 
@@ -850,10 +1002,12 @@ def validate(run: Run, birds: Birds, seconds: float) -> dict:
     """The history's line of the epoch that has just ended; keeps the averaged weights if their score is the best."""
     size = image_sizes(run.epochs)[run.epoch]
     judged = run.averaged if run.cfg.average else deepcopy(run.net).eval()
-    p = predict(judged, birds.pixels, size, run.device, birds.validation, flips=False)
-    truth = birds.labels[birds.validation]
+    average_statistics(judged)
+    judged.extra["size"] = size
+    p = gathered(predict(judged, birds.pixels, size, run.device, birds.validation, flips=False))
+    truth = gathered(birds.labels[birds.validation])
     macro, micro = scores(truth.tolist(), p.argmax(dim=1).tolist())
-    loss_sum, right, seen = run.sums
+    loss_sum, right, seen = add_up(torch.tensor(run.sums, dtype=torch.float64)).tolist()
     row = {"epoch": run.epoch + 1, "epochs": run.epochs, "size": size, "lr": run.optimiser.param_groups[0]["lr"],
            "train_loss": loss_sum / seen, "train_accuracy": right / seen,
            "val_loss": F.nll_loss(p.clamp(min=1e-7).log(), truth, weight=run.weights.cpu()).item(),
@@ -871,43 +1025,49 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
     Beside it stand <name>.history.jsonl, one line an epoch, and, while it runs, <name>.resume.pt.
     """
     started = time.monotonic()
-    check_writable(model_path)
-    device = pick_device(cfg.device)
-    birds = read_birds(folder, model_path.parent, cfg)
-    history_path, resume_path = model_path.with_suffix(".history.jsonl"), model_path.with_suffix(".resume.pt")
-    digest = birds.digest()
-    state = read_resume(resume_path, [repr(cfg), digest, str(torch.__version__)]) if resume else None
-    epochs, pace = (0, {}) if state else plan_epochs(birds, cfg, device, started)
-    run = new_run(birds, cfg, device, started)
-    run.epochs, run.pace = epochs, pace
-    if state:
-        run.restore(state)
-        print(f"going on after {run.epoch} of {run.epochs} epochs and {run.step} of {run.steps} steps")
-    print(f"network: {count_parameters(run.net):,} parameters, on {device}")
-    pixels, whole = torch.empty(0), True
+    with processes(pick_device(cfg.device)) as device:
+        first = place()[0] == 0
+        keep_freed_memory()
+        from_first(lambda: check_writable(model_path))
+        birds, digest = deal(lambda: read_birds(folder, model_path.parent, cfg), model_path.parent)
+        history_path, resume_path = model_path.with_suffix(".history.jsonl"), model_path.with_suffix(".resume.pt")
+        key = [repr(cfg), digest, str(torch.__version__)]
+        state = from_first(lambda: read_resume(resume_path, key)) if resume else None
+        epochs, pace = (0, {}) if state else plan_epochs(birds, cfg, device, started)
+        run = new_run(birds, cfg, device, started)
+        run.epochs, run.pace = epochs, pace
+        if state:
+            run.restore(state)
+            print(f"going on after {run.epoch} of {run.epochs} epochs and {run.step} of {run.steps} steps")
+        print(f"network: {count_parameters(run.net):,} parameters, on {device}{f' x {place()[1]}' * (place()[1] > 1)}")
+        pixels, whole = torch.empty(0), True
 
-    def save() -> None:
-        save_atomic(resume_path, run.state(digest))
+        def save() -> None:
+            if first:
+                save_atomic(resume_path, run.state(digest))
 
-    with ctrl_c_waits() as stop:
-        while whole and run.epoch < run.epochs and run.stale < max(10, run.cfg.patience * run.epochs):
-            side = round(1.25 * image_sizes(run.epochs)[run.epoch])
-            pixels = pixels if pixels.shape[-1] == side else resized(birds.pixels, side, model_path.parent)
-            whole = train_epoch(run, birds, pixels, stop, save)
-            if not math.isfinite(run.sums[0]):
-                note(f"the loss is no longer finite in epoch {run.epoch + 1}: training ends, the best weights stay.")
-                break
-            run.history.append(validate(run, birds, run.seconds()))
-            show(run.history[-1])
-            write_history(history_path, run.history)
-            run.epoch, run.step, run.sums = run.epoch + 1, 0, (0.0, 0.0, 0)
-            skip_ahead(run)
-            save()
-    if not run.best_state:
-        raise Mistake(f"{model_path} is not written: no epoch ended with a finite loss; try a lower learning rate.")
-    save_atomic(model_path, run.best_state)
-    resume_path.unlink(missing_ok=True)
-    print(f"saved {model_path}: validation score {run.best:.4f}, {run.seconds() / 60:.1f} minutes")
+        with ctrl_c_waits() as stop:
+            while whole and run.epoch < run.epochs and run.stale < max(10, run.cfg.patience * run.epochs):
+                side = side_for(image_sizes(run.epochs)[run.epoch])
+                pixels = pixels if pixels.shape[-1] == side else resized(birds.pixels, side, model_path.parent)
+                whole = train_epoch(run, birds, pixels, stop, save)
+                if not math.isfinite(add_up(torch.tensor(run.sums[0]))):
+                    note(f"the loss is no longer finite in epoch {run.epoch + 1}: training ends, the best weights "
+                         "stay.")
+                    break
+                run.history.append(validate(run, birds, from_first(run.seconds)))
+                show(run.history[-1])
+                if first:
+                    write_history(history_path, run.history)
+                run.epoch, run.step, run.sums = run.epoch + 1, 0, (0.0, 0.0, 0)
+                keep_pace(run)
+                save()
+        if not run.best_state:
+            raise Mistake(f"{model_path} is not written: no epoch ended with a finite loss; try a lower learning rate.")
+        if first:
+            save_atomic(model_path, run.best_state)
+            resume_path.unlink(missing_ok=True)
+            print(f"saved {model_path}: validation score {run.best:.4f}, {run.seconds() / 60:.1f} minutes")
 
 
 def read_resume(path: Path, key: list[str]) -> dict | None:
@@ -944,20 +1104,28 @@ def ctrl_c_waits() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def skip_ahead(run: Run) -> None:
-    """Leaves out middle epochs where the machine became slower than planned, so that the last ones still happen."""
+def keep_pace(run: Run) -> None:
+    """Holds the plan against the clock after each epoch.
+
+    A slower machine: the next epochs are left out, no more at a time than the slowness asks for, so that a short
+    disturbance costs little. A faster one, seen in the first tenth: the plan is made longer.
+    """
     recent = run.history[-5:]
-    if not run.pace or len(recent) < 3:
+    if not run.pace or run.epoch >= run.epochs or len(recent) < 3:
         return
     planned = sum(run.pace[row["size"]] for row in recent[1:])
     slowdown = (recent[-1]["seconds"] - recent[0]["seconds"]) / planned
-    left = 60 * run.cfg.budget * 0.98 - run.seconds()
-    sizes, first = image_sizes(run.epochs), run.epoch
-    while run.epoch < run.epochs - 1 and slowdown * sum(run.pace[size] for size in sizes[run.epoch:]) > left:
-        run.epoch += 1
-    if run.epoch > first:
-        note(f"{slowdown:.2f} times as slow as planned: {run.epoch - first} epochs are left out to end in time "
+    left = 60 * run.cfg.budget * 0.98 - recent[-1]["seconds"]
+    need = slowdown * sum(run.pace[size] for size in image_sizes(run.epochs)[run.epoch:])
+    if need > left:
+        skipped = min(math.ceil(need / max(left, 1e-9)) - 1, run.epochs - 1 - run.epoch)
+        run.epoch += skipped
+        note(f"{slowdown:.2f} times as slow as planned: {skipped} epochs are left out to end in time "
              f"(--epochs {run.epochs} has them all).")
+    elif slowdown < 0.8 and run.epoch <= max(5, 0.1 * run.epochs):
+        run.pace = {size: slowdown * seconds for size, seconds in run.pace.items()}
+        run.epochs = max(run.epochs, epochs_within(0.96 * left, run.pace, run.epoch))
+        note(f"{slowdown:.2f} times the time planned: the plan is now {run.epochs} epochs.")
 
 
 def show(row: dict) -> None:
@@ -978,8 +1146,9 @@ def predict(net: BirdNet, pixels: Tensor, size: int, device: torch.device, rows:
     answers = []
     for batch in (torch.arange(len(pixels)) if rows is None else rows).split(128):
         x = resized(pixels[batch], size).to(device, memory_format=torch.channels_last).float() / 255
-        p = net(x).softmax(dim=1)
-        answers.append((p + net(x.flip(3)).softmax(dim=1)) / 2 if flips else p)
+        with mixed_precision(device):
+            views = [net(x), net(x.flip(3))] if flips else [net(x)]
+        answers.append(torch.stack([logits.float().softmax(dim=1) for logits in views]).mean(dim=0))
     return torch.cat(answers).cpu()
 
 
@@ -1037,7 +1206,7 @@ def main(argv: list[str]) -> None:
     if args.mode == "train":
         cfg = Config(seed=args.seed, epochs=args.epochs, budget=args.budget, device=args.device)
         train(args.dataset, args.model, cfg, resume=not args.no_resume)
-    else:
+    elif int(os.environ.get("RANK", "0")) == 0:                         # of torchrun
         test(args.dataset, args.model, args.csv, pick_device(args.device))
 
 

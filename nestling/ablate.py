@@ -39,7 +39,8 @@ def rates(default: float) -> dict[str, Setting]:
 
 
 BASELINE = "baseline"
-AUGMENTATION = {"flip": 0.0, "upside_down": 0.0, "turn": 0.0, "zoom": 1.0, "stretch": 0.0, "colour": 0.0}
+AUGMENTATION = {"flip": 0.0, "upside_down": 0.0, "turn": 0.0, "zoom": 1.0, "stretch": 0.0, "colour": 0.0,
+                "mix": 0.0}
 BIRD = {
     BASELINE: Setting({}, "all defaults", "baseline"),
     "no-flip": Setting({"flip": 0.0}, "without mirror images", "augmentation"),
@@ -48,7 +49,8 @@ BIRD = {
     "no-zoom": Setting({"zoom": 1.0}, "without crops and shifts", "augmentation"),
     "no-stretch": Setting({"stretch": 0.0}, "without changes of the aspect ratio", "augmentation"),
     "no-colour": Setting({"colour": 0.0}, "without changes of light and colour", "augmentation"),
-    "mix": Setting({"mix": 0.5}, "with CutMix and mixup in half of the batches, whatever the length", "augmentation"),
+    "mix": Setting({"mix": 0.5}, "with CutMix and mixup also below 64 epochs", "augmentation"),
+    "no-mix": Setting({"mix": 0.0}, "without CutMix and mixup, also from 64 epochs on", "augmentation"),
     "no-augmentation": Setting(AUGMENTATION, "without any augmentation", "augmentation"),
     "no-weight-decay": Setting({"weight_decay": 0.0}, "without weight decay (L2)", "regularisation"),
     "no-dropout": Setting({"dropout": 0.0}, "without dropout", "regularisation"),

@@ -389,17 +389,108 @@ def test_a_budget_is_planned_printed_and_kept(few, tmp_path):
     assert rows[-1]["seconds"] < 30
 
 
-def test_a_slow_machine_skips_middle_epochs_and_keeps_the_last(few, capsys):
+def test_torchrun_trains_one_network_in_two_processes(few, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(ROOT / "bird.py"), str(few)]
+    train = [*command, "train", "bird.pth", "--epochs", "3"]
+    done = subprocess.run(train, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved bird.pth") == 1                         # rank 0 alone speaks
+    assert done.stdout.count("epoch ") == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"bird.pth", "bird.history.jsonl"}
+    rows = [json.loads(line) for line in (tmp_path / "bird.history.jsonl").read_text().splitlines()]
     birds = bird.read_birds(few, few.parent, bird.Config())
+    assert rows[-1]["val_accuracy"] * len(birds.validation) % 1 < 1e-9      # of all validation photos, not of a share
+    state = torch.load(tmp_path / "bird.pth", weights_only=True)
+    net = bird.load_model(tmp_path / "bird.pth")
+    assert net.extra["counts"] == birds.counts().tolist()
+    torch.testing.assert_close(state["mean"], bird.new_run(birds, bird.Config(), torch.device("cpu"), 0.0).net.mean)
+    p = bird.predict(net, birds.pixels, net.extra["size"], torch.device("cpu"), birds.validation, flips=False)
+    right = (p.argmax(dim=1) == birds.labels[birds.validation]).float().mean().item()
+    assert right == pytest.approx(next(row for row in reversed(rows) if row["best"])["val_accuracy"], abs=1e-6)
+    again = subprocess.run(train, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0
+    for a, b in zip(net.parameters(), bird.load_model(tmp_path / "bird.pth").parameters(), strict=True):
+        assert torch.equal(a, b)                                            # bit for bit
+    wrong = subprocess.run([*command[:-1], "nowhere", "train", "bird.pth"], cwd=tmp_path, capture_output=True,
+                           text=True, timeout=300)
+    assert wrong.returncode != 0
+    assert "nowhere does not exist" in wrong.stderr
+
+
+HALVES = """
+import sys
+sys.path.insert(0, {root!r})
+import torch, bird
+torch.distributed.init_process_group("gloo", init_method={address!r}, world_size=2, rank=int(sys.argv[1]))
+torch.manual_seed(0)
+net = bird.BirdNet(3, dropout=0, batch_norm=False)
+x, y = torch.rand(8, 3, 64, 64), torch.arange(8) % 3
+mine = slice(4 * int(sys.argv[1]), 4 * int(sys.argv[1]) + 4)
+torch.nn.functional.cross_entropy(net(x[mine]), y[mine]).backward()
+bird.average_gradients(net)
+torch.save([p.grad for p in net.parameters()], {out!r} + sys.argv[1])
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
+    code = HALVES.format(root=str(ROOT), address=f"file://{tmp_path}/meet", out=str(tmp_path / "gradients"))
+    both = [subprocess.Popen([sys.executable, "-c", code, rank]) for rank in "01"]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    torch.manual_seed(0)
+    net = bird.BirdNet(3, dropout=0, batch_norm=False)
+    F.cross_entropy(net(torch.rand(8, 3, 64, 64)), torch.arange(8) % 3).backward()
+    for rank in "01":
+        for p, theirs in zip(net.parameters(), torch.load(tmp_path / f"gradients{rank}"), strict=True):
+            torch.testing.assert_close(theirs, p.grad, atol=1e-5, rtol=1e-4)
+
+
+def paced(birds, epoch: int, seconds: list[float]) -> bird.Run:
+    """A training of 20 planned epochs of 2 seconds for a minute's budget, `epoch` of them done."""
     run = bird.new_run(birds, bird.Config(budget=1), torch.device("cpu"), time.monotonic() - 20)
-    run.epochs, run.epoch, run.pace = 20, 3, {64: 1.0, 96: 2.0, 128: 4.0}     # 8 + 16 + 16 seconds planned
-    run.history = [{"seconds": 10.0 + k, "size": 64} for k in range(3)]       # as planned
-    bird.skip_ahead(run)
-    assert run.epoch == 3
-    run.history = [{"seconds": 10.0 + 5 * k, "size": 64} for k in range(3)]   # five times as slow: 8 s of work fit
-    bird.skip_ahead(run)
+    run.epochs, run.epoch, run.pace = 20, epoch, {size: 2.0 for _, size in bird.SIZES[1]}
+    run.history = [{"seconds": s, "size": 64} for s in seconds]
+    return run
+
+
+def test_a_slow_machine_leaves_out_no_more_than_its_slowness_asks_for(few, capsys):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    run = paced(birds, 3, [10, 12, 14])                # as planned: 34 of the 44.8 seconds left are needed
+    bird.keep_pace(run)
+    assert (run.epoch, run.epochs) == (3, 20)
+    run = paced(birds, 3, [10, 16, 22])                # three times as slow: 102 of 36.8 seconds
+    bird.keep_pace(run)
+    assert (run.epoch, run.epochs) == (5, 20)
+    assert "2 epochs are left out" in capsys.readouterr().err
+    run.epoch += 1
+    run.history += [{"seconds": s, "size": 64} for s in (24.0, 26.0, 28.0, 30.0)]      # as planned again: 28 of 28.8
+    bird.keep_pace(run)
+    assert run.epoch == 6
+    run = paced(birds, 18, [10, 30, 57])               # nearly out of time: the last epoch is kept
+    bird.keep_pace(run)
     assert run.epoch == 19
-    assert "left out" in capsys.readouterr().err
+
+
+def test_a_machine_that_turns_out_faster_gets_a_longer_plan_at_the_start_only(few, capsys):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    run = paced(birds, 3, [10, 10.5, 11])              # four times as fast: 47.8 seconds left, 0.5 an epoch
+    bird.keep_pace(run)
+    assert 80 <= run.epochs <= 96
+    assert run.pace[64] == pytest.approx(0.5)
+    assert f"now {run.epochs} epochs" in capsys.readouterr().err
+    run = paced(birds, 12, [10, 10.5, 11])
+    bird.keep_pace(run)
+    assert (run.epoch, run.epochs) == (12, 20)
+
+
+def test_longer_trainings_see_larger_photos():
+    sizes = [bird.image_sizes(epochs) for epochs in (1, 10, 63, 64, 100, 500)]
+    assert all(len(s) == n for s, n in zip(sizes, (1, 10, 63, 64, 100, 500), strict=True))
+    assert all(s == sorted(s) for s in sizes)
+    assert [s[-1] for s in sizes] == sorted(s[-1] for s in sizes)
+    assert sizes[0][-1] < sizes[-1][-1]
+    assert all(size % 32 == 0 and size <= bird.STORED for s in sizes for size in s)
 
 
 def test_a_loss_that_is_not_finite_keeps_what_was_saved(few, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,321 @@
+"""Birds: speed and score against what a user would otherwise take.
+
+    python -m bench.birds speed [--photos 480]               # on photos drawn here, 1200 x 800 pixels
+    python -m bench.birds peers DATASET ASIDE --minutes 20   # on real photos; ASIDE is only scored, once a network
+
+Every comparison is a ratio within one run, the two sides in turn. The tables go into bench/RESULTS.md, the curves of
+`peers` into docs/birds.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from bench.table import publish, stamp
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms as T
+from torchvision.datasets import ImageFolder
+
+import bird
+from nestling.data.drawn import SPECIES, draw
+
+CPU = torch.device("cpu")
+SIZE = 128      # px, of the photos that the network sees in the comparisons of speed
+
+
+# ---- the other side: what most people write
+
+
+def loader(data: ImageFolder | Subset, train: bool, batch: int = 32) -> DataLoader:
+    """The usual loader: two workers, each photo read and decoded from its file each time."""
+    return DataLoader(data, batch_size=batch, shuffle=train, drop_last=train, num_workers=2)
+
+
+def usual_views(size: int, train: bool) -> T.Compose:
+    """The usual transforms: a random crop, a mirror image and colour for training, a plain resize for reading."""
+    seen = [T.RandomResizedCrop(size, scale=(0.35, 1)), T.RandomHorizontalFlip(), T.ColorJitter(0.3, 0.3, 0.3)]
+    return T.Compose([*(seen if train else [T.Resize((size, size))]), T.ToTensor(), T.Normalize([0.5] * 3, [0.25] * 3)])
+
+
+class FiveBlocks(nn.Sequential):
+    """Five blocks of convolution, ReLU and pooling, and two linear layers: the CNN of most tutorials, at 64 px."""
+
+    def __init__(self, classes: int):
+        widths = [3, 32, 64, 128, 256, 256]
+        blocks: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            blocks += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+        super().__init__(*blocks, nn.Flatten(), nn.Linear(4 * 256, 256), nn.ReLU(), nn.Dropout(0.5),
+                         nn.Linear(256, classes))
+
+
+# ---- speed
+
+
+def paint(task: tuple[Path, str, int]) -> None:
+    """One drawn photo of 1200 x 800 pixels, as a JPEG."""
+    folder, species, index = task
+    picture, _ = draw(species, 0, index, 1200)
+    folder.joinpath(species).mkdir(exist_ok=True)
+    picture.crop((0, 200, 1200, 1000)).save(folder / species / f"{index:04d}.jpg", quality=90)
+
+
+def paint_photos(folder: Path, count: int) -> None:
+    """`count` photos of all species, in one folder a species."""
+    names = list(SPECIES)
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(paint, [(folder, names[i % len(names)], i // len(names)) for i in range(count)]))
+
+
+def in_turn(sides: dict[str, Callable[[], object]], rounds: int = 3) -> dict[str, list[float]]:
+    """Seconds of each side in each of `rounds` rounds; one goes after the other, so that a slow minute meets both."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def usual_epoch(net: nn.Module, batches: DataLoader, optimiser: torch.optim.Optimizer) -> None:
+    """One epoch of the usual loop."""
+    net.train()
+    for x, y in batches:
+        optimiser.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimiser.step()
+
+
+@torch.no_grad()
+def batch_of_one(net: nn.Module, data: ImageFolder) -> list[int]:
+    """The assignment's own test loop: one image at a time."""
+    return [int(net(data[i][0][None]).argmax()) for i in range(len(data))]
+
+
+def convolution_seconds(net: bird.BirdNet, batch: int) -> float:
+    """Seconds of one training step's convolutions alone, forward and backward, in the precision of the training."""
+    shapes: list[tuple[nn.Conv2d, torch.Size]] = []
+    handles = [m.register_forward_hook(lambda m, inputs, _: shapes.append((m, inputs[0].shape)))
+               for m in net.modules() if isinstance(m, nn.Conv2d)]
+    net(torch.rand(batch, 3, SIZE, SIZE))
+    for handle in handles:
+        handle.remove()
+    kind, total = bird.half_type(CPU) or torch.float32, 0.0
+    for k, (conv, shape) in enumerate(shapes):
+        # the photo itself needs no gradient
+        x = torch.rand(shape, dtype=kind).contiguous(memory_format=torch.channels_last).requires_grad_(k > 0)
+        weight = conv.weight.detach().to(kind).requires_grad_()
+        gradient, times = None, []
+        for _ in range(6):
+            start = time.perf_counter()
+            y = F.conv2d(x, weight, None, conv.stride, conv.padding)
+            gradient = torch.ones_like(y) if gradient is None else gradient
+            torch.autograd.grad(y, [x, weight] if k else [weight], gradient)
+            times.append(time.perf_counter() - start)
+        total += statistics.median(times[1:])
+    return total
+
+
+def speed(photos: int) -> None:
+    """The table of speeds."""
+    bird.keep_freed_memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder, rows = Path(name), []
+        paint_photos(folder, photos)
+        cfg = bird.Config(epochs=63)                     # the photos are a stand-in: only the speed is looked at
+        birds = bird.read_birds(folder, folder, cfg)
+        birds = bird.Birds(birds.pixels, birds.labels, torch.arange(photos), birds.validation, birds.classes)
+        paths, _ = bird.find_images(folder)
+
+        def row(what: str, sides: dict[str, Callable[[], object]], rounds: int = 3) -> None:
+            seconds = in_turn(sides, rounds)
+            ours, theirs = seconds.values()
+            ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+            rows.append(f"| {what} | {' | '.join(f'{photos / statistics.median(s):.0f}' for s in (ours, theirs))} | "
+                        f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) |")
+            print(rows[-1], flush=True)
+
+        small = ImageFolder(name, T.Compose([T.Resize((bird.STORED, bird.STORED)), T.PILToTensor()]))
+        row(f"first pass: read, decode and shrink to {bird.STORED} px; against `ImageFolder` + `Resize`, 2 workers",
+            {"ours": lambda: bird.decode(paths), "theirs": lambda: list(loader(small, train=False))})
+
+        run = bird.new_run(birds, cfg, CPU, time.monotonic())
+        run.epochs, run.epoch = 63, 62
+        pixels = bird.resized(birds.pixels, bird.side_for(SIZE))
+
+        def epoch() -> None:
+            run.step, run.sums = 0, (0.0, 0.0, 0)
+            bird.train_epoch(run, birds, pixels, bird.threading.Event(), lambda: None)
+
+        net = bird.BirdNet(len(birds.classes))
+        usual = torch.optim.AdamW(net.parameters(), lr=1e-3)
+        batches = loader(ImageFolder(name, usual_views(SIZE, train=True)), train=True)
+        epoch()
+        row(f"second and later epochs at {SIZE} px, same network; against `ImageFolder` + `DataLoader(num_workers=2)`",
+            {"ours": epoch, "theirs": lambda: usual_epoch(net, batches, usual)})
+
+        net.eval()
+        model, csv = folder / "bird.pth", folder / "bird.csv"
+        net.extra["classes"] = birds.classes
+        bird.save_atomic(model, net.state_dict())
+        plain = ImageFolder(name, usual_views(SIZE, train=False))
+        with contextlib.redirect_stdout(None):
+            row("`bird.py test` from files; against the assignment's loop over batches of one",
+                {"ours": lambda: bird.test(folder, model, csv, CPU), "theirs": lambda: batch_of_one(net, plain)})
+        print(rows[-1])
+
+        shares = []
+        for _ in range(3):
+            bare = convolution_seconds(run.net, run.batch) * run.steps
+            start = time.perf_counter()
+            epoch()
+            shares.append(bare / (time.perf_counter() - start))
+    kind = "bfloat16" if bird.half_type(CPU) else "float32"
+    publish("birds-speed", f"""### Speed of bird.py
+
+{stamp([0], "python -m bench.birds speed")} {photos} drawn photos of 1200 x 800 px; ratios of 3 rounds in turn, median
+(lowest to highest); {kind} in the training, float32 on the other side. Both sides give photos a second.
+
+| What | bird.py | Otherwise | Ratio |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+Share of the epoch's time at {SIZE} px in which the bare convolutions would be done (same shapes, same precision):
+{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}).
+""")
+
+
+# ---- score for the same wall time
+
+
+def usual_training(net: nn.Module, data: Path, size: int, minutes: float, optimiser: torch.optim.Optimizer,
+                   factor: Callable[[float], float], smoothing: float = 0.0) -> Iterator[tuple[float, float]]:
+    """Trains `net` by the usual loop for so many minutes and yields (minutes, validation score) after each epoch.
+
+    factor: the step size's factor after a share of the time. The split is bird.py's own, for the same photos.
+    """
+    start = time.monotonic()
+    birds = bird.read_birds(data, data, bird.Config())
+    train_set = ImageFolder(str(data), usual_views(size, train=True))
+    fit = loader(Subset(train_set, birds.fit.tolist()), train=True)
+    seen = loader(Subset(ImageFolder(str(data), usual_views(size, train=False)), birds.validation.tolist()),
+                  train=False, batch=128)
+    peak = [group["lr"] for group in optimiser.param_groups]
+    done = 0.0
+    while done < 1:
+        net.train()
+        for x, y in fit:
+            done = (time.monotonic() - start) / (60 * minutes)
+            if done >= 1:
+                break
+            for group, lr in zip(optimiser.param_groups, peak, strict=True):
+                group["lr"] = lr * factor(done)
+            optimiser.zero_grad()
+            F.cross_entropy(net(x), y, label_smoothing=smoothing).backward()
+            optimiser.step()
+        truth, predicted = answers(net, seen)
+        yield (time.monotonic() - start) / 60, sum(bird.scores(truth, predicted)) / 2
+
+
+@torch.no_grad()
+def answers(net: nn.Module, batches: DataLoader) -> tuple[list[int], list[int]]:
+    """The true and the predicted classes."""
+    net.eval()
+    pairs = [(y, net(x).argmax(dim=1)) for x, y in batches]
+    truth, predicted = (torch.cat(side).tolist() for side in zip(*pairs, strict=True))
+    return truth, predicted
+
+
+def peers(data: Path, aside: Path, minutes: float, out: Path) -> None:
+    """Both peers for so many minutes each, and the nestling run of the same budget if it is not in `out` already."""
+    out.mkdir(parents=True, exist_ok=True)
+    classes = len(bird.find_training_images(data)[2])
+    model = out / "bird.pth"
+    if not model.exists():
+        bird.train(data, model, bird.Config(budget=minutes))
+    curves = {"bird.py": [(row["seconds"] / 60, row["val_score"]) for row in
+                          map(json.loads, model.with_suffix(".history.jsonl").read_text().splitlines())]}
+    net = bird.load_model(model)
+    paths, names = bird.find_images(aside)
+    photos = bird.decode(paths).pixels
+    p = bird.predict(net, photos, net.extra["size"], CPU).argmax(dim=1)
+    truth = [net.extra["classes"].index(name) for name in names]
+    final = {"bird.py": (curves["bird.py"][-1][0], sum(bird.scores(truth, p.tolist())) / 2)}
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet18(num_classes=classes)
+    five = FiveBlocks(classes)
+    others = {
+        # the reference recipe of torchvision: SGD 0.1, momentum 0.9, decay 1e-4, a tenth of the step size every third
+        "resnet18, 224 px, torchvision's recipe": (resnet, 224, torch.optim.SGD(
+            resnet.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), lambda done: 0.1 ** math.floor(3 * done)),
+        "five blocks, 64 px, Adam": (five, 64, torch.optim.Adam(five.parameters(), lr=1e-3), lambda done: 1.0)}
+    for name, (peer, size, optimiser, factor) in others.items():
+        curves[name] = []
+        for point in usual_training(peer, data, size, minutes, optimiser, factor):
+            curves[name].append(point)
+            print(name, *(f"{v:.3f}" for v in point), flush=True)
+        seen = loader(ImageFolder(str(aside), usual_views(size, train=False)), train=False, batch=128)
+        final[name] = (curves[name][-1][0], sum(bird.scores(*answers(peer, seen))) / 2)
+        (out / "curves.json").write_text(json.dumps({"curves": curves, "final": final}))
+    plot(curves, Path("docs/birds.png"))
+    rows = [f"| {name} | {final[name][0]:.1f} | {curves[name][-1][1]:.4f} | {final[name][1]:.4f} |" for name in final]
+    publish("birds-peers", f"""### The same wall time
+
+{stamp([0], f"python -m bench.birds peers DATASET ASIDE --minutes {minutes:g}")} The same photos, the same split, from
+random weights; the others are fed by `ImageFolder` and `DataLoader(num_workers=2)`.
+
+| Network | Minutes | Validation score | Score on the fifth put aside |
+|---|---|---|---|
+{chr(10).join(rows)}
+""")
+
+
+def plot(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """Validation score against minutes, all networks in one picture."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for name, points in curves.items():
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, linewidth=2.2 if name == "bird.py" else 1.4)
+        axes.annotate(f"{name}  {y[-1]:.3f}", (x[-1], y[-1]), xytext=(4, 0), textcoords="offset points", va="center")
+    axes.set(xlabel="minutes on 2 cores", ylabel="(macro + micro F1) / 2, validation", ylim=(0, 1), xlim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=160)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.birds")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("speed").add_argument("--photos", type=int, default=480)
+    of_peers = commands.add_parser("peers")
+    of_peers.add_argument("dataset", type=Path)
+    of_peers.add_argument("aside", type=Path)
+    of_peers.add_argument("--minutes", type=float, default=20)
+    of_peers.add_argument("--out", type=Path, default=Path("build/peers"))
+    args = parser.parse_args()
+    if args.command == "speed":
+        speed(args.photos)
+    else:
+        peers(args.dataset, args.aside, args.minutes, args.out)
+
+
+if __name__ == "__main__":
+    main()
