@@ -3,7 +3,7 @@ PY = .venv/bin/python
 
 AUTHOR ?= A. Student 2021CS10001          # of `make reports`; make reports AUTHOR="Your Name 2021CS10002"
 
-.PHONY: demo reports test check setup clean
+.PHONY: demo reports test check bench setup clean
 
 demo: setup demo/birds demo/digits        ## draw the data, train, test and score both programs: under 10 minutes
 	$(PY) bird.py demo/birds/train train demo/bird.pth --budget 3.5
@@ -36,7 +36,11 @@ test: setup check                         ## style, types and all tests
 
 check: setup
 	$(PY) -m ruff check .
-	$(PY) -m mypy bird.py vae.py nestling
+	$(PY) -m mypy bird.py vae.py nestling bench
+
+bench: setup                              ## speed against scikit-learn and the usual loops, into bench/RESULTS.md
+	$(PY) -m bench.mixture
+	$(PY) -m bench.birds speed
 
 setup: .venv/installed
 

@@ -1110,7 +1110,7 @@ def keep_pace(run: Run) -> None:
     A slower machine: the next epochs are left out, no more at a time than the slowness asks for, so that a short
     disturbance costs little. A faster one, seen in the first tenth: the plan is made longer.
     """
-    recent = run.history[-5:]
+    recent = run.history[-max(5, run.epochs // 8):]
     if not run.pace or run.epoch >= run.epochs or len(recent) < 3:
         return
     planned = sum(run.pace[row["size"]] for row in recent[1:])

@@ -24,13 +24,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torchvision
-from bench.table import publish, stamp
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
 import bird
+from bench.table import publish, stamp
 from nestling.data.drawn import SPECIES, draw
 
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""Measurements against what one would otherwise take; each writes its own section of RESULTS.md."""
