@@ -89,7 +89,8 @@ class Config:
 
 STORED = 192                        # px; each photo is kept at this size, every training size is made from it
 SIZES = {1: ((0.4, 64), (0.8, 96), (1.0, 128)),     # from this many epochs on: up to this share of them, this many px;
-         64: ((0.4, 96), (0.8, 128), (1.0, 160))}   # small and quick first; the longer the training, the larger
+         160: ((0.4, 96), (0.8, 128), (1.0, 160)),  # small and quick first; the longer the training, the larger
+         256: ((0.4, 128), (0.8, 160), (1.0, 192))}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -533,18 +534,26 @@ def mix_images(x: Tensor, target: Tensor, u: Tensor, mix: float) -> tuple[Tensor
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions and a way past them (He et al. 2016); it averages before it strides (ResNet-D)."""
+    """Two 3 x 3 convolutions and a way past them (He et al. 2016); it averages before it strides (ResNet-D).
 
-    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: bool):
+    A gated block weighs its channels by what the whole photo shows (squeeze and excitation, Hu et al. 2018).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: bool, gated: bool):
         super().__init__()
         self.body = nn.Sequential(*convolution(inputs, outputs, 3, stride, batch_norm), nn.ReLU(inplace=True),
                                   *convolution(outputs, outputs, 3, 1, batch_norm))
         nn.init.zeros_(self.body[-1].get_parameter("weight"))   # a block starts as the identity (Goyal et al. 2017)
+        self.gate = nn.Sequential(nn.Linear(outputs, outputs // 8), nn.ReLU(inplace=True),
+                                  nn.Linear(outputs // 8, outputs), nn.Sigmoid()) if gated else None   # (B, C)
         self.past = nn.Sequential(*[nn.AvgPool2d(2, ceil_mode=True)] * (stride == 2),
                                   *convolution(inputs, outputs, 1, 1, batch_norm) if inputs != outputs else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.past(x) + self.body(x), inplace=True)
+        h = self.body(x)
+        if self.gate is not None:                      # what the whole photo shows weighs the channels
+            h = h * self.gate(h.mean(dim=(2, 3)))[:, :, None, None]
+        return F.relu(self.past(x) + h, inplace=True)
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool) -> list[nn.Module]:
@@ -574,19 +583,19 @@ class BirdNet(nn.Module):
         inputs, blocks = self.STAGES[0][0], []
         for stage, (outputs, depth) in enumerate(self.STAGES):
             for k in range(depth):
-                blocks.append(Block(inputs, outputs, 2 if stage > 0 and k == 0 else 1, batch_norm))
+                blocks.append(Block(inputs, outputs, 2 if stage > 0 and k == 0 else 1, batch_norm, gated=stage > 1))
                 inputs = outputs
         self.features = nn.Sequential(
             *convolution(3, 32, 3, 2, batch_norm), nn.ReLU(inplace=True),
             *convolution(32, self.STAGES[0][0], 3, 1, batch_norm), nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2, 1), *blocks)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(inputs, classes)
+        self.head = nn.Linear(2 * inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:                       # (B, 3, s, s) RGB in 0..1
         x = (x - self.mean[:, None, None]) / self.std[:, None, None]
         h = self.features(x)                                      # (B, 320, s/32, s/32)
-        h = h.mean(dim=(2, 3))                                    # (B, 320), whatever the size
+        h = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)    # (B, 640), whatever the size
         return self.head(self.dropout(h))                         # (B, K) logits
 
     def get_extra_state(self) -> dict:
@@ -1122,7 +1131,7 @@ def keep_pace(run: Run) -> None:
         run.epoch += skipped
         note(f"{slowdown:.2f} times as slow as planned: {skipped} epochs are left out to end in time "
              f"(--epochs {run.epochs} has them all).")
-    elif slowdown < 0.8 and run.epoch <= max(5, 0.1 * run.epochs):
+    elif slowdown < 0.9 and run.epoch <= max(5, 0.1 * run.epochs):
         run.pace = {size: slowdown * seconds for size, seconds in run.pace.items()}
         run.epochs = max(run.epochs, epochs_within(0.96 * left, run.pace, run.epoch))
         note(f"{slowdown:.2f} times the time planned: the plan is now {run.epochs} epochs.")

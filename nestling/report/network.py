@@ -43,9 +43,9 @@ def layers(net: nn.Module, x: Tensor) -> list[Layer]:
     before: Call | None = None
     leading: list[str] = []                            # of a part that begins with something without parameters
     for call in calls(net, x):
-        if before and before.gave.ndim == 4 and call.given.ndim == 2 and is_mean(before.gave, call.given):
+        if before and before.gave.ndim == 4 and call.given.ndim == 2 and (what := pooling(before.gave, call.given)):
             h, w = before.gave.shape[2:]
-            rows.append(Layer(before.part, f"mean over {h} × {w}", tuple(call.given.shape[1:]), 0))
+            rows.append(Layer(before.part, f"{what} over {h} × {w}", tuple(call.given.shape[1:]), 0))
         if before and before.part != call.part:
             before = None
         own, said = sum(p.numel() for p in call.module.parameters()), describe(call.module)
@@ -95,9 +95,12 @@ def is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
 
 
-def is_mean(maps: Tensor, vector: Tensor) -> bool:
-    """Is the vector (1, C) the mean of the maps (1, C, h, w)?"""
-    return maps.shape[1] == vector.shape[1] and torch.allclose(maps.mean(dim=(2, 3)), vector, atol=1e-4, rtol=1e-3)
+def pooling(maps: Tensor, vector: Tensor) -> str:
+    """What made the vector (1, C or 2 C) of the maps (1, C, h, w), in words; "" if it is neither of those tried."""
+    mean, most = maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))
+    tried = {"mean": mean, "maximum": most, "mean and maximum": torch.cat([mean, most], dim=1)}
+    return next((what for what, pooled in tried.items()
+                 if pooled.shape == vector.shape and torch.allclose(pooled, vector, atol=1e-4, rtol=1e-3)), "")
 
 
 def collapsed(rows: list[Layer]) -> list[Layer]:
