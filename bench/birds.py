@@ -2,6 +2,8 @@
 
     python -m bench.birds speed [--photos 480]               # on photos drawn here, 1200 x 800 pixels
     python -m bench.birds peers DATASET ASIDE --minutes 20   # on real photos; ASIDE is only scored, once a network
+    python -m bench.birds uneven DATASET ASIDE --minutes 10  # a fifth of every second class, with and without weights
+    python -m bench.birds copies --minutes 4                 # on a drawn set with known copies
 
 Every comparison is a ratio within one run, the two sides in turn. The tables go into bench/RESULTS.md, the curves of
 `peers` into docs/birds.png.
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,7 @@ from torchvision.datasets import ImageFolder
 
 import bird
 from bench.table import publish, stamp
+from nestling.data.birds import make_birds
 from nestling.data.drawn import SPECIES, draw
 
 CPU = torch.device("cpu")
@@ -250,12 +254,7 @@ def peers(data: Path, aside: Path, minutes: float, out: Path) -> None:
         bird.train(data, model, bird.Config(budget=minutes))
     curves = {"bird.py": [(row["seconds"] / 60, row["val_score"]) for row in
                           map(json.loads, model.with_suffix(".history.jsonl").read_text().splitlines())]}
-    net = bird.load_model(model)
-    paths, names = bird.find_images(aside)
-    photos = bird.decode(paths).pixels
-    p = bird.predict(net, photos, net.extra["size"], CPU).argmax(dim=1)
-    truth = [net.extra["classes"].index(name) for name in names]
-    final = {"bird.py": (curves["bird.py"][-1][0], sum(bird.scores(truth, p.tolist())) / 2)}
+    final = {"bird.py": (curves["bird.py"][-1][0], sum(score_on(model, aside)) / 2)}
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18(num_classes=classes)
     five = FiveBlocks(classes)
@@ -300,6 +299,77 @@ def plot(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
+# ---- uneven classes, and copies of photos
+
+
+def score_on(model: Path, data: Path) -> tuple[float, float]:
+    """Macro and micro F1 of a model on the photos in `data`."""
+    net = bird.load_model(model)
+    paths, names = bird.find_images(data)
+    p = bird.predict(net, bird.decode(paths).pixels, net.extra["size"], CPU).argmax(dim=1)
+    return bird.scores([net.extra["classes"].index(name) for name in names], p.tolist())
+
+
+def uneven(data: Path, aside: Path, minutes: float) -> None:
+    """Trains on a fifth of every second class, with and without class weights, and scores both on even classes."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        thin, sizes = Path(name) / "thin", []
+        for k, folder in enumerate(sorted(p for p in data.iterdir() if p.is_dir())):
+            (thin / folder.name).mkdir(parents=True)
+            photos = sorted(folder.iterdir())
+            for photo in photos[::5] if k % 2 else photos:
+                (thin / folder.name / photo.name).symlink_to(photo.resolve())
+            sizes.append(len(list((thin / folder.name).iterdir())))
+        for weights in (True, False):
+            model = Path(name) / f"{weights}.pth"
+            bird.train(thin, model, bird.Config(budget=minutes, class_weights=weights))
+            macro, micro = score_on(model, aside)
+            rows.append(f"| {'weighted' if weights else 'not weighted'} | {macro:.4f} | {micro:.4f} |")
+    publish("birds-uneven", f"""### Uneven classes
+
+{stamp([0], f"python -m bench.birds uneven DATASET ASIDE --minutes {minutes:g}")} Class sizes of the training set:
+{", ".join(map(str, sizes))}. Scores on the fifth put aside, whose shares are those of the whole set.
+
+| Classes in the loss | Macro F1 | Micro F1 |
+|---|---|---|
+{chr(10).join(rows)}
+""")
+
+
+def copies(minutes: float) -> None:
+    """How many of the known copies are found, and what the split is worth that keeps them on one side."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "birds"
+        make_birds(folder, copies=0.4)
+        known = json.loads((folder / "copies.json").read_text())
+        for kept in (True, False):
+            model = Path(name) / f"{kept}.pth"
+            apart = mock.patch.object(bird, "near_duplicates", lambda photos: torch.arange(len(photos.pixels)))
+            with contextlib.nullcontext() if kept else apart:
+                bird.train(folder / "train", model, bird.Config(budget=minutes))
+            score = max(json.loads(line)["val_score"]
+                        for line in model.with_suffix(".history.jsonl").read_text().splitlines())
+            test = sum(score_on(model, folder / "test")) / 2
+            rows.append(f"| {'kept on one side' if kept else 'split at random'} | {score:.4f} | {test:.4f} | "
+                        f"{score - test:+.4f} |")
+        paths, _ = bird.find_images(folder / "train")
+        groups = bird.near_duplicates(bird.decode(paths))
+    where = {str(path.relative_to(folder)): k for k, path in enumerate(paths)}
+    pairs = [(where[copy], where[entry["of"]]) for copy, entry in known.items()]
+    found = sum(bool(groups[a] == groups[b]) for a, b in pairs)
+    publish("birds-copies", f"""### Copies of photos
+
+{stamp([0], f"python -m bench.birds copies --minutes {minutes:g}")} {len(paths)} drawn photos, {len(pairs)} of them
+mirrored, turned, cropped or re-compressed copies of others: {found} are found, in {len(groups.unique())} groups.
+
+| Copies | Validation score | Score on new photos | Validation promises too much by |
+|---|---|---|---|
+{chr(10).join(rows)}
+""")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.birds")
@@ -310,11 +380,20 @@ def main() -> None:
     of_peers.add_argument("aside", type=Path)
     of_peers.add_argument("--minutes", type=float, default=20)
     of_peers.add_argument("--out", type=Path, default=Path("build/peers"))
+    of_uneven = commands.add_parser("uneven")
+    of_uneven.add_argument("dataset", type=Path)
+    of_uneven.add_argument("aside", type=Path)
+    of_uneven.add_argument("--minutes", type=float, default=10)
+    commands.add_parser("copies").add_argument("--minutes", type=float, default=4)
     args = parser.parse_args()
     if args.command == "speed":
         speed(args.photos)
-    else:
+    elif args.command == "peers":
         peers(args.dataset, args.aside, args.minutes, args.out)
+    elif args.command == "uneven":
+        uneven(args.dataset, args.aside, args.minutes)
+    else:
+        copies(args.minutes)
 
 
 if __name__ == "__main__":

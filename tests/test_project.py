@@ -68,6 +68,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     subprocess.run([sys.executable, "-c", NOTEBOOK, ROOT / "run.ipynb"], cwd=ROOT, check=True)
     assert (tmp_path / "bird.csv").exists()
     assert (tmp_path / "vae.csv").exists()
+    for part in ("bird", "vae"):
+        assert (tmp_path / f"report_{part}.pdf").read_bytes().startswith(b"%PDF")
 
 
 # in a process of its own: the client of Jupyter's kernels raises warnings that are not ours

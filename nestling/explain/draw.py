@@ -214,7 +214,9 @@ def cam_sheet(groups: Sequence[dict], path: str | Path, *, blocks: int = 1, tile
 
     for number, group in enumerate(groups):
         x, y = number % blocks * (step * tiles + gap) + margin / 2, number // blocks * line
-        write(x, y + 0.3, group["name"], fontweight="bold")
+        points = 8 if blocks < 4 else 6.5
+        write(x, y + 0.3, short(group["name"], step * tiles - margin, points, "bold"), fontweight="bold",
+              fontsize=points)
         for column, tile in enumerate(group["tiles"][:tiles]):
             cam_tile(box(x + column * step, y + above, side, side / aspect), tile, top, room=side)
         if not group["tiles"]:
@@ -260,9 +262,9 @@ def blend(photo: NDArray, heat: NDArray, top: float) -> NDArray:
     return (1 - alpha) * pale + alpha * HEAT(share)[..., :3]
 
 
-def short(name: str, room: float, points: float) -> str:
+def short(name: str, room: float, points: float, weight: str = "normal") -> str:
     """As much of a name as fits into `room` cm at a font size in points."""
-    font = FontProperties(family="DejaVu Sans", size=points)
+    font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
     for end in range(len(name), 0, -1):
         text = name if end == len(name) else f"{name[:end].rstrip('-_ ')}…"
         if text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] <= room / 2.54 * 72:
