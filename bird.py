@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -636,7 +637,10 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    elif device.type == "mps":
+        raise Mistake("--device mps works in one process only; start bird.py without torchrun, or with --device cpu.")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                            timeout=timedelta(hours=12))          # the others wait while rank 0 decodes
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if dist.get_rank() else sys.stdout):
             yield device
@@ -651,8 +655,8 @@ def place() -> tuple[int, int]:
 
 def add_up(t: Tensor) -> Tensor:
     """The sum of `t` over the processes of torchrun; `t` itself where there is but one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(t)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(t)
     return t
 
 
@@ -715,7 +719,7 @@ def read_birds(folder: Path, scratch: Path, cfg: Config) -> Birds:
     return Birds(photos.pixels, labels, fit, validation, classes)
 
 
-def deal(read: Callable[[], Birds], scratch: Path) -> tuple[Birds, str]:
+def deal(read: Callable[[], Birds], scratch: Path, batch: int) -> tuple[Birds, str]:
     """This process's share of the photos that rank 0 reads, of both sides of the split, and the digest of all.
 
     Only rank 0 needs the folder; the pixels travel to the others 256 photos at a time.
@@ -728,8 +732,9 @@ def deal(read: Callable[[], Birds], scratch: Path) -> tuple[Birds, str]:
 
     def first() -> tuple:
         birds = read()
-        if len(birds.validation) < count:
-            raise Mistake(f"{count} processes for {len(birds.validation)} photos to validate; start fewer processes.")
+        if count > min(len(birds.validation), batch):
+            raise Mistake(f"{count} processes are too many for {batch} photos a step and {len(birds.validation)} to "
+                          "validate; start fewer.")
         whole.append(birds)
         hands = [(birds.fit[r::count], birds.validation[r::count]) for r in range(count)]
         return birds.labels, birds.classes, birds.digest(), hands
@@ -781,6 +786,7 @@ class Run:
     stale: int = 0                      # epochs since then
     history: list[dict] = field(default_factory=list)
     spent: float = 0.0                  # seconds in earlier processes
+    earlier: int = 0                    # epochs in earlier processes
     started: float = field(default_factory=time.monotonic)
 
     PLAIN = ("epochs", "pace", "epoch", "step", "sums", "best", "best_state", "stale", "history")
@@ -793,9 +799,9 @@ class Run:
         """The share of the planned steps that are taken."""
         return (self.epoch * self.steps + self.step) / (self.epochs * self.steps)
 
-    def state(self, digest: str) -> dict:
+    def state(self) -> dict:
         """All of it, as tensors and plain values that `torch.load(weights_only=True)` reads."""
-        return {"key": [repr(self.cfg), digest, str(torch.__version__)], "spent": self.seconds(),
+        return {"spent": self.seconds(),
                 "net": self.net.state_dict(), "averaged": self.averaged.state_dict(),
                 "optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict(),
                 **{name: getattr(self, name) for name in self.PLAIN}}
@@ -806,7 +812,7 @@ class Run:
             getattr(self, name).load_state_dict(state[name])
         for name in self.PLAIN:
             setattr(self, name, state[name])
-        self.spent = state["spent"]
+        self.spent, self.earlier = state["spent"], len(self.history)
 
 
 def new_run(birds: Birds, cfg: Config, device: torch.device, started: float) -> Run:
@@ -829,18 +835,26 @@ def new_run(birds: Birds, cfg: Config, device: torch.device, started: float) -> 
     return Run(cfg, device, net, deepcopy(net).eval().requires_grad_(False), optimiser,
                torch.amp.GradScaler(device.type, enabled=half_type(device) == torch.float16), weights.to(device),
                batch=max(1, cfg.batch // place()[1]), steps=max(1, int(counts.sum()) // cfg.batch),
-               forward=torch.compile(net) if worth_compiling(device, cfg) else net, started=started)
+               forward=compiled(net) if worth_compiling(device, cfg) else net, started=started)
 
 
 def worth_compiling(device: torch.device, cfg: Config) -> bool:
-    """CUDA with Triton, and a training that is longer than a few compilations, one for each image size."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None and (cfg.epochs or cfg.budget) >= 20
+    """CUDA with Triton, in a training long enough to earn the compilations back: by default, or from 20 minutes on."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None and cfg.budget >= 20
+
+
+def compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The forward pass compiled anew for each image size; PyTorch goes on without where its compiler fails."""
+    torch._dynamo.reset()                              # what an earlier network left counts against the limit
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(net, dynamic=False)
 
 
 def half_type(device: torch.device) -> torch.dtype | None:
     """The short float of mixed precision: bfloat16 where the hardware multiplies it, float16 on older CUDA devices."""
     if device.type == "cpu":                           # matrix units of Intel's server processors since 2023
-        return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else None
+        has = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
+        return torch.bfloat16 if has.get("amx_bf16") else None
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
@@ -855,8 +869,8 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 def keep_freed_memory() -> None:
     """Has glibc keep freed memory for the next step; by default large blocks are given back and paged in anew."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-3, 2**31 - 1)                    # M_MMAP_THRESHOLD: no block is mapped by itself
-        libc.mallopt(-1, 2**31 - 1)                    # M_TRIM_THRESHOLD: nothing is given back
+        libc.mallopt(-3, 2**31 - 1) or libc.mallopt(-3, 2**25)      # M_MMAP_THRESHOLD; older ones stop at 32 MB
+        libc.mallopt(-1, 2**31 - 1)                                 # M_TRIM_THRESHOLD
 
 
 def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v: Tensor) -> None:
@@ -883,7 +897,7 @@ def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v
 
 
 def average_gradients(net: nn.Module) -> None:
-    """The mean of the processes' gradients, in each of them, in one message (17 MB)."""
+    """The mean of the processes' gradients, in each of them, in one message."""
     count = place()[1]
     if count > 1:
         gradients = [p.grad for p in net.parameters() if p.grad is not None]
@@ -937,7 +951,7 @@ def image_sizes(epochs: int) -> list[int]:
 
 
 def side_for(size: int) -> int:
-    """Pixels a side of the photos that crops of `size` are cut from: a crop of 0.8 of the side loses no detail."""
+    """Pixels a side of the photos that crops of `size` are cut from: more than `size`, since a crop enlarges."""
     return min(STORED, round(1.25 * size))
 
 
@@ -1038,9 +1052,10 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
         first = place()[0] == 0
         keep_freed_memory()
         from_first(lambda: check_writable(model_path))
-        birds, digest = deal(lambda: read_birds(folder, model_path.parent, cfg), model_path.parent)
+        birds, digest = deal(lambda: read_birds(folder, model_path.parent, cfg), model_path.parent, cfg.batch)
         history_path, resume_path = model_path.with_suffix(".history.jsonl"), model_path.with_suffix(".resume.pt")
-        key = [repr(cfg), digest, str(torch.__version__)]
+        key = [repr(cfg), digest, str(torch.__version__), device.type, place()[1],
+               hashlib.sha256(Path(__file__).read_bytes()).hexdigest()]
         state = from_first(lambda: read_resume(resume_path, key)) if resume else None
         epochs, pace = (0, {}) if state else plan_epochs(birds, cfg, device, started)
         run = new_run(birds, cfg, device, started)
@@ -1053,7 +1068,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
 
         def save() -> None:
             if first:
-                save_atomic(resume_path, run.state(digest))
+                save_atomic(resume_path, {"key": key, **run.state()})
 
         with ctrl_c_waits() as stop:
             while whole and run.epoch < run.epochs and run.stale < max(10, run.cfg.patience * run.epochs):
@@ -1069,7 +1084,8 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
                 if first:
                     write_history(history_path, run.history)
                 run.epoch, run.step, run.sums = run.epoch + 1, 0, (0.0, 0.0, 0)
-                keep_pace(run)
+                if whole:
+                    keep_pace(run)
                 save()
         if not run.best_state:
             raise Mistake(f"{model_path} is not written: no epoch ended with a finite loss; try a lower learning rate.")
@@ -1079,7 +1095,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
             print(f"saved {model_path}: validation score {run.best:.4f}, {run.seconds() / 60:.1f} minutes")
 
 
-def read_resume(path: Path, key: list[str]) -> dict | None:
+def read_resume(path: Path, key: list) -> dict | None:
     """The state of a training that was cut off, or None; one of other settings or photos is not used, and said."""
     if not path.exists():
         return None
@@ -1087,7 +1103,7 @@ def read_resume(path: Path, key: list[str]) -> dict | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["key"] == key:
             return state
-        note(f"{path} belongs to other settings, photos or another torch: starting anew.")
+        note(f"{path} belongs to other settings, photos, another torch or bird.py: starting anew.")
     except (RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError):
         note(f"{path} is not a whole file: starting anew.")
     return None
@@ -1117,20 +1133,21 @@ def keep_pace(run: Run) -> None:
     """Holds the plan against the clock after each epoch.
 
     A slower machine: the next epochs are left out, no more at a time than the slowness asks for, so that a short
-    disturbance costs little. A faster one, seen in the first tenth: the plan is made longer.
+    disturbance costs little. A faster one, seen in the first tenth or five epochs: the plan is made longer.
     """
-    recent = run.history[-max(5, run.epochs // 8):]
+    recent = run.history[max(run.earlier, len(run.history) - max(5, run.epochs // 8)):]
     if not run.pace or run.epoch >= run.epochs or len(recent) < 3:
         return
     planned = sum(run.pace[row["size"]] for row in recent[1:])
-    slowdown = (recent[-1]["seconds"] - recent[0]["seconds"]) / planned
+    slowdown = max(1e-3, (recent[-1]["seconds"] - recent[0]["seconds"]) / planned)
     left = 60 * run.cfg.budget * 0.98 - recent[-1]["seconds"]
     need = slowdown * sum(run.pace[size] for size in image_sizes(run.epochs)[run.epoch:])
     if need > left:
         skipped = min(math.ceil(need / max(left, 1e-9)) - 1, run.epochs - 1 - run.epoch)
-        run.epoch += skipped
-        note(f"{slowdown:.2f} times as slow as planned: {skipped} epochs are left out to end in time "
-             f"(--epochs {run.epochs} has them all).")
+        if skipped:
+            run.epoch += skipped
+            note(f"{slowdown:.2f} times as slow as planned: {skipped} epochs are left out to end in time "
+                 f"(--epochs {run.epochs} has them all).")
     elif slowdown < 0.9 and run.epoch <= max(5, 0.1 * run.epochs):
         run.pace = {size: slowdown * seconds for size, seconds in run.pace.items()}
         run.epochs = max(run.epochs, epochs_within(0.96 * left, run.pace, run.epoch))

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -577,8 +578,8 @@ def relative_floor(z: Tensor) -> float:
 
 def add_up(t: Tensor) -> Tensor:
     """The sum of `t` over the processes of torchrun; `t` itself where there is but one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(t)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(t)
     return t
 
 

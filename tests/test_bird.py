@@ -691,6 +691,6 @@ def test_it_runs_alone_in_an_empty_folder(few, tmp_path):
 
 def test_twins_do_not_drift():
     twins = ["Mistake", "seed_everything", "pick_device", "write_atomic", "check_writable", "save_atomic", "load_state",
-             "write_history", "coarse_epochs", "run"]
+             "write_history", "coarse_epochs", "run", "add_up"]
     for name in twins:
         assert inspect.getsource(getattr(bird, name)) == inspect.getsource(getattr(vae, name)), name

@@ -17,9 +17,10 @@ SIZES = (1.25, 2.0)  # the sides at which `look` looks at a photo, in sizes of t
 def grad_cam(net: BirdNet, x: Tensor, target: Tensor | int, layer: nn.Module | None = None) -> Tensor:
     """Maps (B, h, w) >= 0 of the evidence for `target`, one class for all or (B,), in photos x (B, 3, s, s) in 0..1.
 
-    They are read at the output of `layer`, by default the network's last feature map. A cell's value is in logits: in
-    that map, and without the ReLU, the cells add up to the logit less its bias. A map of zeros says that nothing in the
-    photo speaks for the class. Works under `no_grad` and with frozen weights.
+    They are read at the output of `layer`, by default the network's last feature map. A cell's value is in logits: were
+    there no maxima in the head, the cells of that map would, without the ReLU, add up to the logit less its bias. A map
+    of zeros says that nothing in the photo speaks for the class. Works under `no_grad` and with
+    frozen weights.
     """
     with borrowed(net, layer or net.features) as seen:
         logits = net(x)  # (B, K)
