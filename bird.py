@@ -6,7 +6,7 @@
 DATASET holds one folder a class. The file reads in the order of the data: find -> decode -> split -> augment ->
 BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-learn and tqdm, and nothing else.
 
-64 epochs, 32 minutes on one core, seed 0: 0.899 = (macro + micro F1) / 2 on 1,034 photos put aside (bench/RESULTS.md).
+42 minutes on 2 cores, seed 0: 0.928 = (macro + micro F1) / 2 on 1,034 photos put aside (bench/RESULTS.md).
 Failed experiments: docs/log.md.
 """
 
@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Config:
-    """Every dial. The defaults are what measured best (docs/log.md); the command line sets the first four."""
+    """Every dial. What was tried stands in docs/log.md; the command line sets the first four."""
 
     seed: int = 0
     epochs: int | None = None       # None: as many as the budget allows
