@@ -6,10 +6,11 @@ bytes. Raises bird.Mistake where the path cannot be written.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,18 @@ def save(figure: Figure, path: str | Path) -> Path:
         raise Mistake(f"{path.parent} does not exist, so {path.name} cannot be written there; create the folder first.")
     blank: Any = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}[path.suffix]
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of a class name in a script that the font lacks: a box is drawn
+    with missing_glyphs_as_boxes():
         figure.savefig(buffer, format=path.suffix[1:], metadata=blank)
     write_atomic(path, buffer.getvalue())
     return path
+
+
+@contextlib.contextmanager
+def missing_glyphs_as_boxes() -> Iterator[None]:
+    """Within it, a class name in a script that the font lacks is drawn as boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        yield
 
 
 def sheet(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, NDArray]:
@@ -265,10 +273,11 @@ def blend(photo: NDArray, heat: NDArray, top: float) -> NDArray:
 def short(name: str, room: float, points: float, weight: str = "normal") -> str:
     """As much of a name as fits into `room` cm at a font size in points."""
     font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
-    for end in range(len(name), 0, -1):
-        text = name if end == len(name) else f"{name[:end].rstrip('-_ ')}…"
-        if text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] <= room / 2.54 * 72:
-            break
+    with missing_glyphs_as_boxes():
+        for end in range(len(name), 0, -1):
+            text = name if end == len(name) else f"{name[:end].rstrip('-_ ')}…"
+            if text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] <= room / 2.54 * 72:
+                break
     return text
 
 
