@@ -272,7 +272,7 @@ def blend(photo: NDArray, heat: NDArray, top: float) -> NDArray:
 
 def short(name: str, room: float, points: float, weight: str = "normal") -> str:
     """As much of a name as fits into `room` cm at a font size in points."""
-    font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
+    font, text = FontProperties(family="DejaVu Sans", size=points, weight=weight), name
     with missing_glyphs_as_boxes():
         for end in range(len(name), 0, -1):
             text = name if end == len(name) else f"{name[:end].rstrip('-_ ')}…"
