@@ -1150,8 +1150,10 @@ def keep_pace(run: Run) -> None:
                  f"(--epochs {run.epochs} has them all).")
     elif slowdown < 0.9 and run.epoch <= max(5, 0.1 * run.epochs):
         run.pace = {size: slowdown * seconds for size, seconds in run.pace.items()}
-        run.epochs = max(run.epochs, epochs_within(0.96 * left, run.pace, run.epoch))
-        note(f"{slowdown:.2f} times the time planned: the plan is now {run.epochs} epochs.")
+        longer = epochs_within(0.96 * left, run.pace, run.epoch)
+        if longer > run.epochs:
+            run.epochs = longer
+            note(f"{slowdown:.2f} times the time planned: the plan is now {run.epochs} epochs.")
 
 
 def show(row: dict) -> None:
