@@ -89,9 +89,12 @@ class Config:
 
 
 STORED = 192                        # px; each photo is kept at this size, every training size is made from it
-SIZES = {1: ((0.4, 64), (0.8, 96), (1.0, 128)),     # from this many epochs on: up to this share of them, this many px;
-         160: ((0.4, 96), (0.8, 128), (1.0, 160)),  # small and quick first; the longer the training, the larger
-         256: ((0.4, 128), (0.8, 160), (1.0, 192))}
+SIZES = {0: ((0.4, 64), (0.8, 96), (1.0, 128)),         # from this many photos seen on, counted each time: up to this
+         450_000: ((0.4, 80), (0.8, 112), (1.0, 144)),  # share of the epochs, this many px; small and quick first, and
+         525_000: ((0.4, 96), (0.8, 128), (1.0, 160)),  # larger where there is the time
+         650_000: ((0.4, 112), (0.8, 144), (1.0, 176)),
+         800_000: ((0.4, 128), (0.8, 160), (1.0, 192))}
+CLOSER = 0.7                        # side of the second look at a photo to be labelled, as a share of the photo's
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -594,10 +597,27 @@ class BirdNet(nn.Module):
         self.head = nn.Linear(2 * inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:                       # (B, 3, s, s) RGB in 0..1
-        x = (x - self.mean[:, None, None]) / self.std[:, None, None]
-        h = self.features(x)                                      # (B, 320, s/32, s/32)
+        return self.read(self.see(x))
+
+    def see(self, x: Tensor) -> Tensor:
+        """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, 320, s/32, s/32)."""
+        return self.features((x - self.mean[:, None, None]) / self.std[:, None, None])
+
+    def read(self, h: Tensor) -> Tensor:
+        """The last feature map -> logits (B, K)."""
         h = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)    # (B, 640), whatever the size
-        return self.head(self.dropout(h))                         # (B, K) logits
+        return self.head(self.dropout(h))
+
+    def gaze(self, h: Tensor) -> Tensor:
+        """Where the evidence for the likeliest class lies: (B, 2), x and y in -1..1 of the photo's sides.
+
+        It is the centre of mass of the class activation map (Zhou et al. 2016) of the averaged half of the head.
+        """
+        weights = self.head.weight[self.read(h).argmax(dim=1), :h.shape[1]].float()               # (B, 320)
+        heat = F.relu(torch.einsum("bchw,bc->bhw", h.float(), weights))
+        heat = heat / heat.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)   # of no evidence at all, the middle
+        across, down = (torch.arange(0.5, n, device=h.device) * 2 / n - 1 for n in (h.shape[3], h.shape[2]))
+        return torch.stack([heat.sum(dim=1) @ across, heat.sum(dim=2) @ down], dim=1)
 
     def get_extra_state(self) -> dict:
         return self.extra
@@ -795,6 +815,10 @@ class Run:
         """Wall time of the training so far, over all processes."""
         return self.spent + time.monotonic() - self.started
 
+    def sizes(self) -> list[int]:
+        """Pixels a side for each epoch planned."""
+        return image_sizes(self.epochs, self.steps * self.cfg.batch)
+
     def done(self) -> float:
         """The share of the planned steps that are taken."""
         return (self.epoch * self.steps + self.step) / (self.epochs * self.steps)
@@ -944,9 +968,9 @@ def average(averaged: nn.Module, net: nn.Module, decay: float) -> None:
             a.copy_(b)
 
 
-def image_sizes(epochs: int) -> list[int]:
-    """Pixels a side for each epoch, full size last; a function of the number alone."""
-    ladder = SIZES[max(least for least in SIZES if least <= epochs)]
+def image_sizes(epochs: int, photos: int) -> list[int]:
+    """Pixels a side for each of `epochs` epochs of `photos` photos, full size last; a function of these two alone."""
+    ladder = SIZES[max(least for least in SIZES if least <= epochs * photos)]
     return [next(size for share, size in ladder if epoch + 1 <= share * epochs + 1e-9) for epoch in range(epochs)]
 
 
@@ -958,14 +982,15 @@ def side_for(size: int) -> int:
 def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float) -> tuple[int, dict[int, float]]:
     """The number of epochs that fits the budget, and the seconds of one at each image size.
 
-    A few steps are timed at each size, on a network thrown away after.
+    A few steps are timed at three sizes, on a network thrown away after; between them, time goes with the area.
     """
     if cfg.epochs is not None:
         return cfg.epochs, {}
     run = new_run(birds, cfg, device, started)
-    run.epochs, seconds = 1000, {}                                      # seconds of an epoch, by image size
+    run.epochs, timed = 1000, {}                                        # seconds of an epoch, by area
     batch = birds.fit[:run.batch]
-    for size in sorted({size for ladder in SIZES.values() for _, size in ladder}):
+    sizes = sorted({size for ladder in SIZES.values() for _, size in ladder})
+    for size in (sizes[0], sizes[len(sizes) // 2], sizes[-1]):
         times = []
         for _ in range(5):
             start = time.perf_counter()
@@ -973,20 +998,24 @@ def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float)
                        torch.rand(len(batch), DRAWS), torch.rand(5))
             times.append(time.perf_counter() - start)
         # the first step warms up; a forward pass, for the validation, costs about 0.4 of a step
-        seconds[size] = min(times[1:]) * (run.steps + 0.4 * len(birds.validation) / len(batch))
-    seconds, spent = from_first(lambda: (seconds, run.seconds()))
+        timed[size**2] = min(times[1:]) * (run.steps + 0.4 * len(birds.validation) / len(batch))
+    pace = {size: float(np.interp(size**2, list(timed), list(timed.values()))) for size in sizes}
+    pace, spent = from_first(lambda: (pace, run.seconds()))
     left = 0.94 * 60 * cfg.budget - spent                               # some for saving and for a slower hour
-    epochs = epochs_within(left, seconds)
-    sizes = " then ".join(f"{size} px" for size in dict.fromkeys(image_sizes(epochs)))
-    print(f"plan: {epochs} epochs of {run.steps} steps at {sizes} for "
-          f"{cfg.budget:g} minutes; --epochs {epochs} repeats it on any machine")
-    return epochs, seconds
+    run.epochs = epochs_within(left, pace, run.steps * cfg.batch)
+    sides = " then ".join(f"{size} px" for size in dict.fromkeys(run.sizes()))
+    print(f"plan: {run.epochs} epochs of {run.steps} steps at {sides} for "
+          f"{cfg.budget:g} minutes; --epochs {run.epochs} repeats it on any machine")
+    return run.epochs, pace
 
 
-def epochs_within(left: float, pace: dict[int, float], first: int = 0) -> int:
-    """The longest coarse plan whose epochs from `first` on take at most `left` seconds, at `pace` seconds an epoch."""
+def epochs_within(left: float, pace: dict[int, float], photos: int, first: int = 0) -> int:
+    """The longest coarse plan whose epochs from `first` on take at most `left` seconds.
+
+    pace: seconds of an epoch by image size; photos: seen in an epoch.
+    """
     fit = first + 1
-    while fit < 1000 and sum(pace[size] for size in image_sizes(fit + 1)[first:]) <= left:
+    while fit < 1000 and sum(pace[size] for size in image_sizes(fit + 1, photos)[first:]) <= left:
         fit += 1
     return coarse_epochs(fit)
 
@@ -996,7 +1025,7 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
 
     pixels: (N, 3, S, S) uint8, all photos at S = `side_for` this epoch's size.
     """
-    size = image_sizes(run.epochs)[run.epoch]
+    size = run.sizes()[run.epoch]
     rank = place()[0]
     randomness = stream(run.cfg.seed, run.epoch, rank)
     order = birds.fit[torch.randperm(len(birds.fit), generator=randomness)]
@@ -1023,11 +1052,11 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
 
 def validate(run: Run, birds: Birds, seconds: float) -> dict:
     """The history's line of the epoch that has just ended; keeps the averaged weights if their score is the best."""
-    size = image_sizes(run.epochs)[run.epoch]
+    size = run.sizes()[run.epoch]
     judged = run.averaged if run.cfg.average else deepcopy(run.net).eval()
     average_statistics(judged)
     judged.extra["size"] = size
-    p = gathered(predict(judged, birds.pixels, size, run.device, birds.validation, flips=False))
+    p = gathered(predict(judged, birds.pixels, size, run.device, birds.validation, twice=False))
     truth = gathered(birds.labels[birds.validation])
     macro, micro = scores(truth.tolist(), p.argmax(dim=1).tolist())
     loss_sum, right, seen = add_up(torch.tensor(run.sums, dtype=torch.float64)).tolist()
@@ -1072,7 +1101,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
 
         with ctrl_c_waits() as stop:
             while whole and run.epoch < run.epochs and run.stale < max(10, run.cfg.patience * run.epochs):
-                side = side_for(image_sizes(run.epochs)[run.epoch])
+                side = side_for(run.sizes()[run.epoch])
                 pixels = pixels if pixels.shape[-1] == side else resized(birds.pixels, side, model_path.parent)
                 whole = train_epoch(run, birds, pixels, stop, save)
                 if not math.isfinite(add_up(torch.tensor(run.sums[0]))):
@@ -1141,7 +1170,7 @@ def keep_pace(run: Run) -> None:
     planned = sum(run.pace[row["size"]] for row in recent[1:])
     slowdown = max(1e-3, (recent[-1]["seconds"] - recent[0]["seconds"]) / planned)
     left = 60 * run.cfg.budget * 0.98 - recent[-1]["seconds"]
-    need = slowdown * sum(run.pace[size] for size in image_sizes(run.epochs)[run.epoch:])
+    need = slowdown * sum(run.pace[size] for size in run.sizes()[run.epoch:])
     if need > left:
         skipped = min(math.ceil(need / max(left, 1e-9)) - 1, run.epochs - 1 - run.epoch)
         if skipped:
@@ -1150,7 +1179,7 @@ def keep_pace(run: Run) -> None:
                  f"(--epochs {run.epochs} has them all).")
     elif slowdown < 0.9 and run.epoch <= max(5, 0.1 * run.epochs):
         run.pace = {size: slowdown * seconds for size, seconds in run.pace.items()}
-        longer = epochs_within(0.96 * left, run.pace, run.epoch)
+        longer = epochs_within(0.96 * left, run.pace, run.steps * run.cfg.batch, run.epoch)
         if longer > run.epochs:
             run.epochs = longer
             note(f"{slowdown:.2f} times the time planned: the plan is now {run.epochs} epochs.")
@@ -1169,15 +1198,33 @@ def show(row: dict) -> None:
 
 @torch.no_grad()
 def predict(net: BirdNet, pixels: Tensor, size: int, device: torch.device, rows: Tensor | None = None,
-            flips: bool = True) -> Tensor:
-    """(N, 3, S, S) uint8 -> (R, K) probabilities of the rows named (or all), averaged over a photo and its mirror."""
+            twice: bool = True) -> Tensor:
+    """(N, 3, S, S) uint8 -> (R, K) probabilities of the rows named (or all).
+
+    They are means over two looks: at the whole photo and, mirrored, closer to where the first look found the bird.
+    """
     answers = []
     for batch in (torch.arange(len(pixels)) if rows is None else rows).split(128):
         x = resized(pixels[batch], size).to(device, memory_format=torch.channels_last).float() / 255
         with mixed_precision(device):
-            views = [net(x), net(x.flip(3))] if flips else [net(x)]
-        answers.append(torch.stack([logits.float().softmax(dim=1) for logits in views]).mean(dim=0))
+            h = net.see(x)
+            looks = [net.read(h)]
+            if twice:
+                looks.append(net(closer(pixels[batch].to(device), net.gaze(h), size).flip(3)))
+        answers.append(torch.stack([logits.float().softmax(dim=1) for logits in looks]).mean(dim=0))
     return torch.cat(answers).cpu()
+
+
+def closer(pixels: Tensor, centre: Tensor, size: int) -> Tensor:
+    """(B, 3, S, S) uint8 -> the square of CLOSER times the side about `centre`, inside the photo, as floats in 0..1.
+
+    centre: (B, 2), x and y in -1..1. Returns (B, 3, size, size), channels last.
+    """
+    centre = centre.clamp(CLOSER - 1, 1 - CLOSER)
+    theta = torch.cat([CLOSER * torch.eye(2, device=centre.device).expand(len(centre), 2, 2), centre[:, :, None]], 2)
+    grid = F.affine_grid(theta, [len(centre), 3, size, size], align_corners=False)
+    crop = F.grid_sample(pixels.float() / 255, grid, padding_mode="border", align_corners=False)
+    return crop.contiguous(memory_format=torch.channels_last)
 
 
 def scores(truth: list, predicted: list) -> tuple[float, float]:

@@ -405,7 +405,7 @@ def test_torchrun_trains_one_network_in_two_processes(few, tmp_path):
     net = bird.load_model(tmp_path / "bird.pth")
     assert net.extra["counts"] == birds.counts().tolist()
     torch.testing.assert_close(state["mean"], bird.new_run(birds, bird.Config(), torch.device("cpu"), 0.0).net.mean)
-    p = bird.predict(net, birds.pixels, net.extra["size"], torch.device("cpu"), birds.validation, flips=False)
+    p = bird.predict(net, birds.pixels, net.extra["size"], torch.device("cpu"), birds.validation, twice=False)
     right = (p.argmax(dim=1) == birds.labels[birds.validation]).float().mean().item()
     assert right == pytest.approx(next(row for row in reversed(rows) if row["best"])["val_accuracy"], abs=1e-6)
     again = subprocess.run(train, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -449,7 +449,7 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
 def paced(birds, epoch: int, seconds: list[float]) -> bird.Run:
     """A training of 20 planned epochs of 2 seconds for a minute's budget, `epoch` of them done."""
     run = bird.new_run(birds, bird.Config(budget=1), torch.device("cpu"), time.monotonic() - 20)
-    run.epochs, run.epoch, run.pace = 20, epoch, {size: 2.0 for _, size in bird.SIZES[1]}
+    run.epochs, run.epoch, run.pace = 20, epoch, {size: 2.0 for _, size in bird.SIZES[0]}
     run.history = [{"seconds": s, "size": 64} for s in seconds]
     return run
 
@@ -485,12 +485,26 @@ def test_a_machine_that_turns_out_faster_gets_a_longer_plan_at_the_start_only(fe
 
 
 def test_longer_trainings_see_larger_photos():
-    sizes = [bird.image_sizes(epochs) for epochs in (1, 10, 63, 64, 100, 500)]
-    assert all(len(s) == n for s, n in zip(sizes, (1, 10, 63, 64, 100, 500), strict=True))
+    epochs = (1, 10, 63, 64, 130, 150, 180, 220, 500)
+    sizes = [bird.image_sizes(n, 3300) for n in epochs]
+    assert [len(s) for s in sizes] == list(epochs)
     assert all(s == sorted(s) for s in sizes)
     assert [s[-1] for s in sizes] == sorted(s[-1] for s in sizes)
     assert sizes[0][-1] < sizes[-1][-1]
-    assert all(size % 32 == 0 and size <= bird.STORED for s in sizes for size in s)
+    assert all(size % 16 == 0 and size <= bird.STORED for s in sizes for size in s)
+    assert {len(set(s)) for s in sizes[1:]} == {3}
+    assert len({max(s) for s in sizes}) == len(bird.SIZES)
+    assert max(bird.image_sizes(64, 10_000)) > max(bird.image_sizes(64, 1000))     # it is the photos seen that count
+
+
+@pytest.mark.parametrize("photos", [1600, 3264, 7808])
+@pytest.mark.parametrize("speed", [70, 700, 1500])                  # photos a second of 64 px
+def test_a_plan_fills_its_budget(photos, speed):
+    pace = {size: photos / speed * size**2 / 64**2 for ladder in bird.SIZES.values() for _, size in ladder}
+    for left in (60 * minutes for minutes in range(20, 120, 4)):
+        epochs = bird.epochs_within(left, pace, photos)
+        used = sum(pace[size] for size in bird.image_sizes(epochs, photos))
+        assert 0.6 * left < used <= left, (left, epochs, used)
 
 
 def test_a_loss_that_is_not_finite_keeps_what_was_saved(few, tmp_path, capsys, monkeypatch):
@@ -550,14 +564,33 @@ def test_a_broken_test_image_has_its_row(few, model, tmp_path, capsys):
     assert f"{bad} cannot be read" in capsys.readouterr().err
 
 
-def test_flips_are_averaged_and_order_does_not_matter(few, model):
+def test_the_second_look_is_where_the_evidence_is():
+    net = bird.BirdNet(3).eval()
+    h = torch.zeros(3, 320, 5, 5)
+    h[0, 7, 1, 3] = 2                                  # one cell of row 1, column 3
+    h[1, 7, 1, 3] = h[1, 7, 3, 3] = 2                  # two cells: their middle
+    torch.nn.init.zeros_(net.head.weight)
+    torch.nn.init.zeros_(net.head.bias)
+    net.head.weight.data[1, 7] = 1
+    torch.testing.assert_close(net.gaze(h), torch.tensor([[0.4, -0.4], [0.4, 0.0], [0.0, 0.0]]))
+
+
+def test_a_closer_look_stays_inside_the_photo():
+    ramp = torch.arange(96, dtype=torch.uint8).expand(2, 3, 96, 96).clone()        # brightness is the column
+    middle, corner = bird.closer(ramp, torch.tensor([[0.1, 0.0], [1.0, 1.0]]), 60) * 255
+    assert middle.shape == (3, 60, 60)
+    torch.testing.assert_close(middle.mean(), torch.tensor(47.5 + 0.1 * 48), atol=0.1, rtol=0)
+    torch.testing.assert_close(corner[0, 0, [0, -1]], torch.tensor([0.3 * 96, 95.0]), atol=1.0, rtol=0)
+
+
+def test_order_does_not_matter(few, model):
     net = bird.load_model(model)
     pixels = bird.decode(bird.find_images(few)[0]).pixels
     cpu, rows = torch.device("cpu"), torch.arange(36)
     p = bird.predict(net, pixels, 64, cpu)
     torch.testing.assert_close(p.sum(dim=1), torch.ones(36))
-    torch.testing.assert_close(bird.predict(net, pixels.flip(3), 64, cpu), p, atol=1e-4, rtol=0)
     torch.testing.assert_close(bird.predict(net, pixels, 64, cpu, rows.flip(0)).flip(0), p, atol=1e-4, rtol=0)
+    assert not torch.allclose(bird.predict(net, pixels, 64, cpu, twice=False), p)
 
 
 def test_scores_are_those_of_the_definition():

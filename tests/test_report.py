@@ -77,7 +77,7 @@ def words(pdf: Path) -> str:
     return re.sub(r"\s", "", "".join(page.extract_text() for page in PdfReader(io.BytesIO(pdf.read_bytes())).pages))
 
 
-def says(pdf: Path, *sentences: str) -> None:
+def check_says(pdf: Path, *sentences: str) -> None:
     """Asserts that the PDF holds each of the words."""
     text = words(pdf)
     for sentence in sentences:
@@ -100,15 +100,16 @@ def test_a_bird_report_holds_the_run_s_numbers_and_the_same_bytes(birds, tmp_pat
     paths, names = bird.find_images(birds / "photos")
     predicted = bird.predict(net, bird.decode(paths).pixels, 64, torch.device("cpu")).argmax(dim=1).tolist()
     macro, micro = bird.scores([net.extra["classes"].index(name) for name in names], predicted)
-    says(out, f"{(macro + micro) / 2:.4f} score on 6 photos", f"{macro:.4f} macro F1", f"{micro:.4f} micro F1",
-         f"{bird.count_parameters(net):,}", "weights of epoch 4 were kept",
-         "accuracy 0.5000, macro F1 0.4375, loss 1.500",
-         "scored 0.1875 lower", "6 epochs were planned", "0.4688 validation score", "2.5 min training, 5 epochs")
+    check_says(out, f"{(macro + micro) / 2:.4f} score on 6 photos", f"{macro:.4f} macro F1", f"{micro:.4f} micro F1",
+               f"{bird.count_parameters(net):,}", "weights of epoch 4 were kept",
+               "accuracy 0.5000, macro F1 0.4375, loss 1.500",
+               "scored 0.1875 lower", "6 epochs were planned", "0.4688 validation score", "2.5 min training, 5 epochs")
     rows = {row["setting"]: row for row in ablate.table("bird", birds / "ablation")}
     for name in ("no-flip", "no-dropout"):
-        says(out, f"{rows[name]['score']:.4f} ± {rows[name]['spread']:.4f} −{-rows[name]['difference']:.4f}")
-    says(out, "Beyond the noise, this lowers the score: without dropout (−0.0220, noise 0.0040); without mirror images",
-         "Not measured: without half turns", "Missing: there are no notes")
+        check_says(out, f"{rows[name]['score']:.4f} ± {rows[name]['spread']:.4f} −{-rows[name]['difference']:.4f}")
+    check_says(out, "Beyond the noise, this lowers the score: without dropout (−0.0220, noise 0.0040); without "
+               "mirror images",
+               "Not measured: without half turns", "Missing: there are no notes")
 
     again = tmp_path / "again.pdf"
     build.report_bird(birds, AUTHORS, again, ablation=birds / "ablation", dataset=birds / "photos")
@@ -120,7 +121,7 @@ def test_twenty_five_classes_and_every_setting_fit_on_three_pages(tmp_path):
     out = tmp_path / "report.pdf"
     assert 2 <= build.report_bird(run / "bird.pth", AUTHORS[:1], out, ablation=run / "ablation",
                                   dataset=run / "photos") <= 3
-    says(out, "peak learning rate 0.0005")
+    check_says(out, "peak learning rate 0.0005")
     assert "Notmeasured" not in words(out)
 
 
@@ -129,11 +130,11 @@ def test_what_is_missing_is_named(birds, tmp_path):
     out = tmp_path / "report.pdf"
     run = runs.ask(tmp_path / "half" / "no-flip" / "seed-0", "bird", "no-flip", bird.Config(flip=0), {"dataset": "/d"})
     build.report_bird(tmp_path, AUTHORS, out, ablation=tmp_path / "half")
-    says(out, "Missing: the run has no bird.history.jsonl", "Missing: no run of the ablation in half is finished",
-         "there are no heat maps", "not known which classes are confused")
+    check_says(out, "Missing: the run has no bird.history.jsonl", "Missing: no run of the ablation in half is finished",
+               "there are no heat maps", "not known which classes are confused")
     runs.write_json(run / "result.json", {"score": 0.5, "minutes": 1.0})
     build.report_bird(tmp_path, AUTHORS, out, ablation=tmp_path / "half")
-    says(out, "The baseline has no finished run", "0.5000")
+    check_says(out, "The baseline has no finished run", "0.5000")
 
 
 def test_a_vae_report_holds_the_run_s_numbers_and_the_same_bytes(digits, tmp_path):
@@ -147,19 +148,19 @@ def test_a_vae_report_holds_the_run_s_numbers_and_the_same_bytes(digits, tmp_pat
     found = vae.scores(val.labels.numpy(), vae.classify(net, mixture, val.images).numpy())
     made = vae.reconstruct(net, val.images)
     right = int((vae.classify(net, mixture, train.images) == train.labels).sum())
-    says(outs[0], f"{found['(macro F1 + micro F1) / 2']:.4f} score on 15 images",
-         f"macro recall {found['macro recall']:.4f}", f"mean SSIM {vae.ssim(val.images, made).mean():.4f}",
-         f"1 − MSE is {1 - (val.images - made).square().mean():.4f}",
-         f"reads {right} of them", "reconstruction loss 210.500 → 208.500", "0.8 min training, 3 epochs",
-         f"{sum(p.numel() for p in net.parameters()):,}", "Missing: no ablation is given")
+    check_says(outs[0], f"{found['(macro F1 + micro F1) / 2']:.4f} score on 15 images",
+               f"macro recall {found['macro recall']:.4f}", f"mean SSIM {vae.ssim(val.images, made).mean():.4f}",
+               f"1 − MSE is {1 - (val.images - made).square().mean():.4f}",
+               f"reads {right} of them", "reconstruction loss 210.500 → 208.500", "0.8 min training, 3 epochs",
+               f"{sum(p.numel() for p in net.parameters()):,}", "Missing: no ablation is given")
 
 
 def test_a_vae_report_without_data_names_what_is_missing(digits, tmp_path):
     (tmp_path / "vae.pth").write_bytes((digits / "vae.pth").read_bytes())
     out = tmp_path / "report.pdf"
     build.report_vae(tmp_path / "vae.pth", AUTHORS, out, val=digits / "val.npz")
-    says(out, "there is no scatter", "there is no gmm_params.pkl", "no vae.history.jsonl",
-         "Over the 15 validation images")
+    check_says(out, "there is no scatter", "there is no gmm_params.pkl", "no vae.history.jsonl",
+               "Over the 15 validation images")
 
 
 def test_notes_are_set_as_they_are_written(birds, tmp_path):
@@ -168,7 +169,7 @@ def test_notes_are_set_as_they_are_written(birds, tmp_path):
     assert [piece["kind"] for piece in build.read_notes(notes)] == ["heading", "paragraph", "point", "point"]
     assert [run["style"] for run in build.read_notes(notes)[1]["runs"] if run["style"]] == ["strong", "emph", "code"]
     build.report_bird(birds, AUTHORS, out, notes=notes)
-    says(out, "What we saw", "It is not a_b at all, x*y #let and 2 * 3.", "• one point")
+    check_says(out, "What we saw", "It is not a_b at all, x*y #let and 2 * 3.", "• one point")
     notes.write_text("We saw much. " * 3000)
     with pytest.raises(bird.Mistake, match="shorten the notes"):
         build.report_bird(birds, AUTHORS, tmp_path / "long.pdf", notes=notes)
