@@ -306,19 +306,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_photo(path: Path, size: int) -> tuple[np.ndarray, float] | None:
-    """One photo squashed to (3, size, size) uint8, and its width / height; None if the file is broken.
+def read_photo(path: Path, pixels: np.ndarray) -> float | None:
+    """Squashes one photo into `pixels`, (3, size, size) uint8; its width / height, or None if the file is broken.
 
     A JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that still covers `size`: the scaling is part of its
     inverse cosine transform and costs nothing (libjpeg's `scale_denom`).
     """
+    size = pixels.shape[-1]
     try:
         with Image.open(path) as file:
             file.draft("RGB", (size, size))            # does nothing for other formats
             image = to_rgb(file)
             small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
-            return np.asarray(small).transpose(2, 0, 1), image.width / image.height
+            pixels[:] = np.asarray(small).transpose(2, 0, 1)
+            return image.width / image.height
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):   # PIL's ways to say "broken"
+        pixels[:] = 0
         return None
 
 
@@ -340,13 +343,12 @@ def decode(paths: list[Path], scratch: Path | None = None, quiet: bool = False) 
     shape = (len(paths), 3, STORED, STORED)
     pixels, aspect, broken = empty_pixels(shape, scratch), torch.ones(len(paths)), []
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as pool:   # PIL's, on odd files
-        photos = pool.map(read_photo, paths, [STORED] * len(paths))
-        for i, photo in enumerate(progress(photos, len(paths), "decoding", quiet)):
-            if photo is None:
+        # the threads fill the rows by NumPy: a copy by torch would wake threads of its own, and they get in the way
+        for i, found in enumerate(progress(pool.map(read_photo, paths, pixels.numpy()), len(paths), "decoding", quiet)):
+            if found is None:
                 broken.append(i)
-                pixels[i] = 0
             else:
-                pixels[i], aspect[i] = torch.from_numpy(photo[0].copy()), photo[1]
+                aspect[i] = found
     return Photos(pixels, aspect, broken)
 
 
