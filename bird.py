@@ -1177,8 +1177,8 @@ def keep_pace(run: Run) -> None:
         skipped = min(math.ceil(need / max(left, 1e-9)) - 1, run.epochs - 1 - run.epoch)
         if skipped:
             run.epoch += skipped
-            note(f"{slowdown:.2f} times as slow as planned: {skipped} epoch{'s are' if skipped > 1 else ' is'} left out "
-                 f"to end in time (--epochs {run.epochs} has them all).")
+            note(f"{slowdown:.2f} times as slow as planned: {skipped} epoch{'s are' if skipped > 1 else ' is'} left "
+                 f"out to end in time (--epochs {run.epochs} has them all).")
     elif slowdown < 0.9 and run.epoch <= max(5, 0.1 * run.epochs):
         run.pace = {size: slowdown * seconds for size, seconds in run.pace.items()}
         longer = epochs_within(0.96 * left, run.pace, run.steps * run.cfg.batch, run.epoch)
