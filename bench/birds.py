@@ -280,7 +280,8 @@ def peers(data: Path, aside: Path, minutes: float, out: Path) -> None:
     publish("birds-peers", f"""### The same wall time
 
 {stamp([0], f"python -m bench.birds peers DATASET ASIDE --minutes {minutes:g}")} The same photos, the same split, from
-random weights; the others are fed by `ImageFolder` and `DataLoader(num_workers=2)`.
+random weights; the others are fed by `ImageFolder` and `DataLoader(num_workers=2)`. The validation score is the last
+epoch's; on the fifth put aside bird.py reads with the weights that it saved, its best ones, the others with their last.
 
 | Network | Minutes | Validation score | Score on the fifth put aside |
 |---|---|---|---|
