@@ -63,6 +63,7 @@ class Config:
     warping: bool = True            # the first of them warps both
     encoder: str = "mlp"            # "mlp" or "conv": what places an image within its cluster
     heads: int = 5                  # clusterings learned side by side, of which the most certain one is kept
+    lookalikes: int = 50            # training images, near each labelled one, that name the mixture's components
     balance: float = 1.5            # weight of the entropies that keep the clusters even (1: plain information)
     separation: float = 2.8         # half the distance of neighbouring centres, in standard deviations
     held_out: float = 0.03          # share of the training images that is only looked at, for the history
@@ -70,7 +71,7 @@ class Config:
     def __post_init__(self) -> None:
         """Stops at the first value that cannot work, naming it."""
         for name, low in {"epochs": 1, "full_epochs": 1, "batch": 2, "least_steps": 1, "heads": 1, "neighbours": 0,
-                          "seed": 0}.items():
+                          "lookalikes": 1, "seed": 0}.items():
             if (value := getattr(self, name)) is not None and value < low:
                 raise ValueError(f"--{name} is {value}; it must be at least {low}")
         for name in ("budget", "cluster_share", "lr", "cluster_lr", "separation"):
@@ -446,6 +447,15 @@ def nearest(x: Tensor, k: int) -> Tensor:
     return torch.cat(found) if k else own
 
 
+def lookalikes(x: Tensor, images: Tensor, k: int) -> Tensor:
+    """x (V, 28, 28), images (N, 28, 28) -> (V, k): the indices of the k images nearest to each x, pixel by pixel.
+
+    No more than a fortieth of all images, that is a quarter of a class where there are ten.
+    """
+    flat, k = images.flatten(1), min(k, max(1, len(images) // 40))
+    return torch.cat([torch.cdist(part.flatten(1), flat).topk(k, largest=False).indices for part in x.split(256)])
+
+
 def warp(x: Tensor, g: torch.Generator) -> Tensor:
     """(N, 28, 28): each image turned, scaled, sheared, shifted and bent by random amounts that keep its digit."""
     n, u = len(x), lambda *shape: 2 * torch.rand(*shape, generator=g) - 1
@@ -583,23 +593,28 @@ def add_up(t: Tensor) -> Tensor:
     return t
 
 
-def fit_mixture(z: Tensor, z_val: Tensor, labels: Tensor, centres: Tensor) -> Mixture:
-    """EM on z (N, 2), started at the class means of the labelled z_val, and also at the prior's centres.
+def fit_mixture(z: Tensor, near: Tensor, z_val: Tensor, labels: Tensor, centres: Tensor) -> Mixture:
+    """EM on z (N, 2), started at the class means of the labelled z_val (V, 2), and also at the prior's centres.
 
-    Of the two, the mixture that reads more of the labels right is kept; among equals, the likelier one.
+    near (V, k): the training images that look most like each labelled one; they name the components. Of the two, the
+    mixture that reads more of the labels right is kept; among equals, the likelier one.
     """
-    digits = labels.unique().tolist()
-    own = torch.stack([z_val[labels == digit].mean(dim=0) for digit in digits])
-    fits = [replace(Mixture.start(z, own).fit(z), digits=digits)]
+    digits = labels.unique()
+    starts = [torch.stack([z_val[labels == digit].mean(dim=0) for digit in digits])]
     if len(centres) == len(digits):
-        fits.append(name_components(Mixture.start(z, centres).fit(z), z_val, labels))
+        starts.append(centres)
+    fits = [name_components(Mixture.start(z, means).fit(z), z, near, labels) for means in starts]
     return max(fits, key=lambda m: (float((m.read(z_val) == labels).double().mean()), m.score(z)))
 
 
-def name_components(mixture: Mixture, z: Tensor, labels: Tensor) -> Mixture:
-    """Gives each digit the component that most of its examples lie in, the clearest case first; sorted by digit."""
-    digits, r = labels.unique().tolist(), mixture.e_step(z.double())[0]
-    votes = torch.stack([r[:, labels == digit].mean(dim=1) for digit in digits])                # (K digits, K)
+def name_components(mixture: Mixture, z: Tensor, near: Tensor, labels: Tensor) -> Mixture:
+    """Gives each digit the component that most of the images like its examples lie in, the clearest case first.
+
+    Not the examples themselves vote: one in a few hundred lies in a wrong component, and with one example a digit that
+    would swap two names. Sorted by digit.
+    """
+    digits, r = labels.unique().tolist(), mixture.e_step(z.double())[0]                         # r (K, N)
+    votes = torch.stack([r[:, near[labels == digit]].mean(dim=(1, 2)) for digit in digits])     # (K digits, K)
     component = dict.fromkeys(digits, 0)
     for _ in digits:
         row, column = divmod(int(votes.argmax()), len(digits))
@@ -733,7 +748,8 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path, 
     if config.latent_phase:
         standardise(net, latent_means(net, data.images))
     z, z_val = latent_means(net, data.images), latent_means(net, val.images)
-    mixture = fit_mixture(z, z_val, labels, net.centres.cpu())
+    near = lookalikes(val.images, data.images, config.lookalikes)
+    mixture = fit_mixture(z, near, z_val, labels, net.centres.cpu())
     save_atomic(model_path, net.cpu().state_dict())
     save_mixture(gmm_path, mixture)
     kept.unlink(missing_ok=True)

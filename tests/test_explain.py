@@ -330,7 +330,8 @@ def digits(tmp_path_factory) -> Path:
     vae.seed_everything(0)
     net = vae.VAE().eval()
     train, val = (vae.DigitDataset(out / name) for name in ("train.npz", "val.npz"))
-    mixture = vae.fit_mixture(vae.latent_means(net, train.images), vae.latent_means(net, val.images), val.labels,
+    near = vae.lookalikes(val.images, train.images, 5)
+    mixture = vae.fit_mixture(vae.latent_means(net, train.images), near, vae.latent_means(net, val.images), val.labels,
                               net.centres)
     vae.save_atomic(out / "vae.pth", net.state_dict())
     vae.save_mixture(out / "gmm.pkl", mixture)

@@ -278,6 +278,16 @@ def test_names_go_to_the_clearest_case_first():
     mixture = Mixture(torch.full((3,), 1 / 3).double(), torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]]).double(),
                       torch.eye(2).double().repeat(3, 1, 1))
     z = torch.tensor([[5.0, 0.0], [0.0, 5.0], [0.2, 0.0]])
-    found = vae.name_components(mixture, z, torch.tensor([7, 2, 9]))
+    found = vae.name_components(mixture, z, torch.tensor([[0], [1], [2]]), torch.tensor([7, 2, 9]))
     assert found.digits == [2, 7, 9]
     assert found.read(z).tolist() == [7, 2, 9]
+
+
+def test_one_example_in_a_wrong_component_does_not_swap_two_names():
+    """The 8 lies in the component of the 4, nearer to its middle than the 4 does; what looks like it does not."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.cat([middle + torch.randn(100, 2, generator=g) for middle in torch.tensor([[0.0, 0.0], [20.0, 0.0]])])
+    near = torch.stack([torch.arange(10), torch.arange(100, 110)])                # of the 4, of the 8
+    z_val, labels = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([4, 8])
+    mixture = vae.fit_mixture(z, near, z_val, labels, torch.tensor([[0.0, 0.0], [20.0, 0.0]]))
+    assert mixture.read(z).tolist() == [4] * 100 + [8] * 100

@@ -65,7 +65,8 @@ def digits(tmp_path_factory) -> Path:
     data = vae.DigitDataset(folder / "train.npz")
     z = vae.latent_means(net, data.images)
     vae.save_atomic(folder / "vae.pth", net.state_dict())
-    vae.save_mixture(folder / "gmm_params.pkl", vae.fit_mixture(z, z, data.examples(), net.centres))
+    own = torch.arange(len(z))[:, None]
+    vae.save_mixture(folder / "gmm_params.pkl", vae.fit_mixture(z, own, z, data.examples(), net.centres))
     vae.write_history(folder / "vae.history.jsonl", [
         {"epoch": k + 1, "phase": "latents", "lr": 1e-3, "recon": 200.0 - k, "kl": 3.0 + k, "held_recon": 210.5 - k,
          "held_kl": 3.25 + k, "ssim": 0.5 + k / 10, "held_ssim": 0.4 + k / 10, "seconds": 15.0} for k in range(3)])

@@ -171,6 +171,14 @@ def test_nearest_images_are_those_of_all_distances():
     assert torch.equal(vae.nearest(x, 0), torch.arange(40)[:, None])
 
 
+def test_lookalikes_are_the_nearest_images():
+    g = torch.Generator().manual_seed(0)
+    x, images = torch.rand(260, 28, 28, generator=g), torch.rand(120, 28, 28, generator=g)
+    distance = (x[:, None] - images).square().sum(dim=(2, 3))
+    assert torch.equal(vae.lookalikes(x, images, 3), distance.topk(3, largest=False).indices)
+    assert vae.lookalikes(x, images, 50).shape == (260, 3)                        # a fortieth at most
+
+
 def test_standardising_moves_the_plane_and_not_the_pictures(trained):
     net, x = VAE().eval(), DigitDataset(trained / "test.npz").images
     with torch.no_grad():
