@@ -133,7 +133,7 @@ def report_bird(run: Run, author: Authors, out: Pdf = Path("report.pdf"), ablati
     from nestling.report.build import report_bird
 
     pages = report_bird(run, author, out, ablation=ablation, dataset=dataset, notes=notes)
-    typer.echo(f"{out}: {pages} pages")
+    typer.echo(f"{out}: {pages} page{'s' * (pages > 1)}")
 
 
 @reports.command("vae")
@@ -147,7 +147,7 @@ def report_vae(run: Run, author: Authors, out: Pdf = Path("report.pdf"), ablatio
     from nestling.report.build import report_vae
 
     pages = report_vae(run, author, out, ablation=ablation, gmm=gmm, train=train, val=val, test=test, notes=notes)
-    typer.echo(f"{out}: {pages} pages")
+    typer.echo(f"{out}: {pages} page{'s' * (pages > 1)}")
 
 
 @app.command()

@@ -203,6 +203,11 @@ def test_the_photos_shown_are_the_surest_of_each_kind():
 # ---- counts and latents ----
 
 
+def test_a_class_that_the_figures_cannot_write_is_shown_by_its_number(capsys):
+    assert photos.legible(["Zoë_#1*", "鳥", "$x$"]) == ["Zoë_#1*", "class 1", "$x$"]
+    assert "鳥 is shown as class 1" in capsys.readouterr().err
+
+
 def test_confusion_matrix_and_scores_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     labels, predicted = rng.choice([1, 4, 8], 200), rng.choice([1, 4, 8, 9], 200)

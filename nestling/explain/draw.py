@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
@@ -52,6 +52,12 @@ STYLE: Any = {
 
 
 styled = matplotlib.rc_context(STYLE)  # a decorator; figures are made without pyplot, so none is left open
+
+
+def lacking(text: str) -> set[str]:
+    """The letters of `text` that the figures' font, DejaVu Sans, does not have."""
+    known = get_font(findfont(STYLE["font.family"])).get_charmap()
+    return {letter for letter in text if ord(letter) not in known and not letter.isspace()}
 
 
 def save(figure: Figure, path: str | Path) -> Path:

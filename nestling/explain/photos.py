@@ -10,6 +10,7 @@ from torch import Tensor
 
 import bird
 from bird import BirdNet, Mistake
+from nestling.explain import draw
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Album:
     """A labelled set as the network sees it.
 
     pixels (N, 3, S, S) uint8, squashed; aspect (N,) width / height; labels (N,); p (N, K) probabilities; names: each
-    photo's path relative to the folder; classes: the K names; broken: how many files could not be read.
+    photo's path relative to the folder; classes: the K names, as figures can
+    show them; broken: how many files could not be read.
     """
 
     pixels: Tensor
@@ -51,8 +53,19 @@ def read_album(net: BirdNet, folder: Path, scratch: Path | None = None) -> Album
     pixels = photos.pixels[whole] if photos.broken else photos.pixels
     labels = torch.tensor([classes.index(names[i]) for i in whole])
     p = bird.predict(net, pixels, net.extra["size"], net.mean.device)
-    return Album(pixels, photos.aspect[whole], labels, p, [paths[i].relative_to(folder) for i in whole], classes,
-                 len(photos.broken))
+    return Album(pixels, photos.aspect[whole], labels, p, [paths[i].relative_to(folder) for i in whole],
+                 legible(classes), len(photos.broken))
+
+
+def legible(names: list[str]) -> list[str]:
+    """The names; one with a letter that the figures' font lacks becomes `class` and its number in bird.csv."""
+    shown = []
+    for k, name in enumerate(names):
+        lacking = draw.lacking(name)
+        shown.append(f"class {k}" if lacking else name)
+        if lacking:
+            bird.note(f"the font of the figures has no letter {min(lacking)}: {name} is shown as class {k}.")
+    return shown
 
 
 def choose(p: Tensor, labels: Tensor, right: int = 3, wrong: int = 2) -> list[tuple[list[int], list[int]]]:

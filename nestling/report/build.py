@@ -413,7 +413,7 @@ def fonts_for(text: str) -> Any:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     files = [str(folder / f"DejaVuSans{style}.ttf") for style in ("", "-Bold", "-Oblique", "-BoldOblique")]
     own = typst.Fonts(include_system_fonts=False, font_paths=files)
-    lacking = {letter for letter in text if not letter.isspace()} - letters_of(files[0])
+    lacking = draw.lacking(text)
     if not lacking:
         return own
     everything = typst.Fonts(include_system_fonts=True, font_paths=files)
