@@ -493,7 +493,7 @@ def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
     theta = torch.stack([torch.stack([wide * cos * mirror, -high * sin, between(5, -1, 1) * room], dim=1),
                          torch.stack([wide * sin * mirror, high * cos, between(6, -1, 1) * room], dim=1)], dim=1)
     grid = F.affine_grid(theta, [len(u), 3, size, size], align_corners=False)                          # (B, s, s, 2)
-    x = F.grid_sample(pixels.float() / 255, grid, padding_mode="reflection", align_corners=False)      # (B, 3, s, s)
+    x = F.grid_sample(pixels / 255, grid, padding_mode="reflection", align_corners=False)              # (B, 3, s, s)
     if cfg.colour:                                     # x <- tint * (contrast * (saturated x - mean) + mean)
         c = cfg.colour
         contrast, saturation = between(8, 1 - c, 1 + c), between(9, 1 - c, 1 + c)
@@ -502,7 +502,7 @@ def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
         offset = tint * ((1 - contrast) * x.mean(dim=(1, 2, 3)))[:, None]                              # (B, 3)
         matrix = (tint * contrast[:, None])[:, :, None] * mixing                                       # (B, 3, 3)
         x = torch.baddbmm(offset[:, :, None], matrix, x.flatten(2)).view_as(x)
-    return x.clamp(0, 1)
+    return x.clamp_(0, 1)
 
 
 def mix_share(done: float, epochs: int, cfg: Config) -> float:
@@ -591,10 +591,11 @@ class BirdNet(nn.Module):
             for k in range(depth):
                 blocks.append(Block(inputs, outputs, 2 if stage > 0 and k == 0 else 1, batch_norm, gated=stage > 1))
                 inputs = outputs
+        conv, *norm = convolution(32, self.STAGES[0][0], 3, 1, batch_norm)
         self.features = nn.Sequential(
             *convolution(3, 32, 3, 2, batch_norm), nn.ReLU(inplace=True),
-            *convolution(32, self.STAGES[0][0], 3, 1, batch_norm), nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, 2, 1), *blocks)
+            conv, nn.MaxPool2d(3, 2, 1), *norm, nn.ReLU(inplace=True),   # pooled first: a quarter is left to normalise
+            *blocks)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(2 * inputs, classes)
 
@@ -603,7 +604,7 @@ class BirdNet(nn.Module):
 
     def see(self, x: Tensor) -> Tensor:
         """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, 320, s/32, s/32)."""
-        return self.features((x - self.mean[:, None, None]) / self.std[:, None, None])
+        return self.features((x - self.mean[:, None, None]).div_(self.std[:, None, None]))
 
     def read(self, h: Tensor) -> Tensor:
         """The last feature map -> logits (B, K)."""
@@ -1163,28 +1164,32 @@ def ctrl_c_waits() -> Iterator[threading.Event]:
 def keep_pace(run: Run) -> None:
     """Holds the plan against the clock after each epoch.
 
-    A slower machine: the next epochs are left out, no more at a time than the slowness asks for, so that a short
-    disturbance costs little. A faster one, seen in the first tenth or five epochs: the plan is made longer.
+    A slower machine: the next epochs are left out, no more at a time than the slowness asks for, and none once it is
+    over, so that a disturbance costs little. A faster one, seen in the first tenth or five epochs: a longer plan.
     """
     recent = run.history[max(run.earlier, len(run.history) - max(5, run.epochs // 8)):]
     if not run.pace or run.epoch >= run.epochs or len(recent) < 3:
         return
-    planned = sum(run.pace[row["size"]] for row in recent[1:])
-    slowdown = max(1e-3, (recent[-1]["seconds"] - recent[0]["seconds"]) / planned)
+
+    def slowness(rows: list[dict]) -> float:           # of the epochs after the first of them; 1 as planned
+        return max(1e-3, (rows[-1]["seconds"] - rows[0]["seconds"]) / sum(run.pace[row["size"]] for row in rows[1:]))
+
+    slow = slowness(recent)
+    slow_now = min(slow, slowness(recent[-4:]))
     left = 60 * run.cfg.budget * 0.98 - recent[-1]["seconds"]
-    need = slowdown * sum(run.pace[size] for size in run.sizes()[run.epoch:])
+    need = slow_now * sum(run.pace[size] for size in run.sizes()[run.epoch:])
     if need > left:
         skipped = min(math.ceil(need / max(left, 1e-9)) - 1, run.epochs - 1 - run.epoch)
         if skipped:
             run.epoch += skipped
-            note(f"{slowdown:.2f} times as slow as planned: {skipped} epoch{'s are' if skipped > 1 else ' is'} left "
+            note(f"{slow_now:.2f} times as slow as planned: {skipped} epoch{'s are' if skipped > 1 else ' is'} left "
                  f"out to end in time (--epochs {run.epochs} has them all).")
-    elif slowdown < 0.9 and run.epoch <= max(5, 0.1 * run.epochs):
-        run.pace = {size: slowdown * seconds for size, seconds in run.pace.items()}
+    elif slow < 0.9 and run.epoch <= max(5, 0.1 * run.epochs):
+        run.pace = {size: slow * seconds for size, seconds in run.pace.items()}
         longer = epochs_within(0.96 * left, run.pace, run.steps * run.cfg.batch, run.epoch)
         if longer > run.epochs:
             run.epochs = longer
-            note(f"{slowdown:.2f} times the time planned: the plan is now {run.epochs} epochs.")
+            note(f"{slow:.2f} times the time planned: the plan is now {run.epochs} epochs.")
 
 
 def show(row: dict) -> None:
@@ -1227,7 +1232,7 @@ def closer(pixels: Tensor, centre: Tensor, size: int) -> Tensor:
     centre = centre.clamp(CLOSER - 1, 1 - CLOSER)
     theta = torch.cat([CLOSER * torch.eye(2, device=centre.device).expand(len(centre), 2, 2), centre[:, :, None]], 2)
     grid = F.affine_grid(theta, [len(centre), 3, size, size], align_corners=False)
-    crop = F.grid_sample(pixels.float() / 255, grid, padding_mode="border", align_corners=False)
+    crop = F.grid_sample(pixels / 255, grid, padding_mode="border", align_corners=False)
     return crop.contiguous(memory_format=torch.channels_last)
 
 

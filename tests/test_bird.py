@@ -478,6 +478,17 @@ def test_a_slow_machine_leaves_out_no_more_than_its_slowness_asks_for(few, capsy
     assert run.epoch == 19
 
 
+def test_a_disturbance_that_is_over_leaves_nothing_out(few):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    run = paced(birds, 6, [10, 22, 34, 36, 38, 40])    # six times as slow for two epochs: 28 of 28.6 left
+    run.cfg = bird.Config(budget=70 / 60)
+    bird.keep_pace(run)
+    assert run.epoch == 6
+    run.history[-1]["seconds"] = 52                    # still slow
+    bird.keep_pace(run)
+    assert run.epoch > 6
+
+
 def test_a_machine_that_turns_out_faster_gets_a_longer_plan_at_the_start_only(few, capsys):
     birds = bird.read_birds(few, few.parent, bird.Config())
     run = paced(birds, 3, [10, 10.5, 11])              # four times as fast: 47.8 seconds left, 0.5 an epoch
