@@ -61,14 +61,14 @@ class Config:
     flip: float = 0.5               # probability of a mirror image
     upside_down: float = 0.15       # probability of half a turn: some photos of the real set are upside down
     turn: float = 20.0              # degrees, either way
-    zoom: float = 0.6               # the shortest side of a crop, as a share of the photo's
+    zoom: float = 0.45              # the shortest side of a crop, as a share of the photo's
     stretch: float = 0.2            # log of the aspect ratio, either way
     colour: float = 0.3             # brightness, contrast, saturation and tint, each 1 +- this (tint a third)
     mix: float | None = None        # probability that a batch is mixed by CutMix or mixup (half each), before the last
                                     # fifth of the training; None: 0.5 in trainings of 64 epochs or more, else 0
     # learning
     lr: float = 2e-3                # peak step size of AdamW at this batch size
-    weight_decay: float = 0.05      # on weights of convolutions and head only
+    weight_decay: float = 0.2       # on weights of convolutions and head only
     schedule: str = "onecycle"      # linear warm-up, then half a cosine to 0; or "constant"
     warmup: float = 0.15            # share of the training in which the step size rises
     smoothing: float = 0.1          # label smoothing
@@ -88,13 +88,13 @@ class Config:
                           "share between 0 and 1, at least 2, and onecycle or constant.")
 
 
-STORED = 192                        # px; each photo is kept at this size, every training size is made from it
+STORED = 240                        # px; each photo is kept at this size, every training size is made from it
 SIZES = {0: ((0.4, 64), (0.8, 96), (1.0, 128)),         # from this many photos seen on, counted each time: up to this
          450_000: ((0.4, 80), (0.8, 112), (1.0, 144)),  # share of the epochs, this many px; small and quick first, and
          525_000: ((0.4, 96), (0.8, 128), (1.0, 160)),  # larger where there is the time
          650_000: ((0.4, 112), (0.8, 144), (1.0, 176)),
          800_000: ((0.4, 128), (0.8, 160), (1.0, 192))}
-CLOSER = 0.7                        # side of the second look at a photo to be labelled, as a share of the photo's
+MIDDLE, CLOSER = 0.9, 0.7           # sides of the two looks at a photo to be labelled, as shares of the photo's
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -309,13 +309,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def read_photo(path: Path, pixels: np.ndarray) -> float | None:
     """Squashes one photo into `pixels`, (3, size, size) uint8; its width / height, or None if the file is broken.
 
-    A JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that still covers `size`: the scaling is part of its
-    inverse cosine transform and costs nothing (libjpeg's `scale_denom`).
+    A JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that still covers 0.8 of `size`: the scaling is part of its
+    inverse cosine transform and costs nothing (libjpeg's `scale_denom`). So 1200 x 800 is read as 300 x 200.
     """
     size = pixels.shape[-1]
     try:
         with Image.open(path) as file:
-            file.draft("RGB", (size, size))            # does nothing for other formats
+            file.draft("RGB", (size * 4 // 5, size * 4 // 5))      # does nothing for other formats
             image = to_rgb(file)
             small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
             pixels[:] = np.asarray(small).transpose(2, 0, 1)
@@ -612,7 +612,7 @@ class BirdNet(nn.Module):
         return self.head(self.dropout(h))
 
     def gaze(self, h: Tensor) -> Tensor:
-        """Where the evidence for the likeliest class lies: (B, 2), x and y in -1..1 of the photo's sides.
+        """Where the evidence for the likeliest class lies: (B, 2), x and y in -1..1 of the picture's sides.
 
         It is the centre of mass of the class activation map (Zhou et al. 2016) of the averaged half of the head.
         """
@@ -1208,16 +1208,18 @@ def predict(net: BirdNet, pixels: Tensor, size: int, device: torch.device, rows:
             twice: bool = True) -> Tensor:
     """(N, 3, S, S) uint8 -> (R, K) probabilities of the rows named (or all).
 
-    They are means over two looks: at the whole photo and, mirrored, closer to where the first look found the bird.
+    They are means over two looks: at all but the photo's edges, as large as training's crops show it, and, mirrored,
+    closer to where the first look found the bird.
     """
-    answers = []
+    answers, edge = [], round((1 - MIDDLE) / 2 * pixels.shape[-1])
+    inner = pixels[:, :, edge:pixels.shape[-1] - edge, edge:pixels.shape[-1] - edge]
     for batch in (torch.arange(len(pixels)) if rows is None else rows).split(128):
-        x = resized(pixels[batch], size).to(device, memory_format=torch.channels_last).float() / 255
+        x = resized(inner[batch], size).to(device, memory_format=torch.channels_last).float() / 255
         with mixed_precision(device):
             h = net.see(x)
             looks = [net.read(h)]
         if twice:
-            near = closer(pixels[batch].to(device), net.gaze(h.float()), size).flip(3)
+            near = closer(pixels[batch].to(device), MIDDLE * net.gaze(h.float()), size).flip(3)
             with mixed_precision(device):
                 looks.append(net(near))
         answers.append(torch.stack([logits.float().softmax(dim=1) for logits in looks]).mean(dim=0))

@@ -600,6 +600,21 @@ def test_a_closer_look_stays_inside_the_photo():
     torch.testing.assert_close(corner[0, 0, [0, -1]], torch.tensor([0.3 * 96, 95.0]), atol=1.0, rtol=0)
 
 
+def test_the_first_look_leaves_out_the_edges_and_says_where_in_the_photo(model, monkeypatch):
+    net, cpu = bird.load_model(model), torch.device("cpu")
+    pixels = torch.randint(256, (3, 3, 200, 200), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    framed = torch.zeros_like(pixels)
+    framed[:, :, 10:190, 10:190] = pixels[:, :, 10:190, 10:190]
+    torch.testing.assert_close(bird.predict(net, framed, 96, cpu, twice=False),
+                               bird.predict(net, pixels, 96, cpu, twice=False))
+    seen = []
+    plain = bird.closer
+    monkeypatch.setattr(net, "gaze", lambda h: torch.tensor([[0.5, -0.2]]).expand(len(h), 2))
+    monkeypatch.setattr(bird, "closer", lambda pixels, centre, size: seen.append(centre) or plain(pixels, centre, size))
+    bird.predict(net, pixels, 96, cpu)
+    torch.testing.assert_close(seen[0], torch.tensor([[0.45, -0.18]]).expand(3, 2))    # half of 0.9 of the photo's side
+
+
 def test_order_does_not_matter(few, model):
     net = bird.load_model(model)
     pixels = bird.decode(bird.find_images(few)[0]).pixels
