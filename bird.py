@@ -6,7 +6,7 @@
 DATASET holds one folder a class. The file reads in the order of the data: find -> decode -> split -> augment ->
 BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-learn and tqdm, and nothing else.
 
-17 minutes on 2 cores, seed 0: 0.917 = (macro + micro F1) / 2 on 1,034 photos put aside (bench/RESULTS.md has more).
+16 minutes on 2 cores, seed 0: 0.923 = (macro + micro F1) / 2 on 1,034 photos put aside (bench/RESULTS.md has more).
 Failed experiments: docs/log.md.
 """
 
