@@ -64,8 +64,8 @@ class Config:
     zoom: float = 0.45              # the shortest side of a crop, as a share of the photo's
     stretch: float = 0.2            # log of the aspect ratio, either way
     colour: float = 0.3             # brightness, contrast, saturation and tint, each 1 +- this (tint a third)
-    mix: float | None = None        # probability that a batch is mixed by CutMix or mixup (half each), before the last
-                                    # fifth of the training; None: 0.5 in trainings of 64 epochs or more, else 0
+    mix: float | None = None        # probability that a batch is mixed by CutMix or mixup (half each), but in the last
+                                    # fifth, 30 epochs at most; None: 0.5 in trainings of 64 epochs or more, else 0
     # learning
     lr: float = 2e-3                # peak step size of AdamW at this batch size
     weight_decay: float = 0.2       # on weights of convolutions and head only
@@ -507,7 +507,7 @@ def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
 
 def mix_share(done: float, epochs: int, cfg: Config) -> float:
     """The probability that a batch is mixed after the share `done` of `epochs`: never at the end, nor in short runs."""
-    if done >= 0.8:
+    if 1 - done <= min(0.2, 30 / epochs) + 1e-9:            # unmixed photos are fitted within a few epochs
         return 0.0
     return (0.5 if epochs >= 64 else 0.0) if cfg.mix is None else cfg.mix
 
@@ -1023,10 +1023,10 @@ def epochs_within(left: float, pace: dict[int, float], photos: int, first: int =
     return coarse_epochs(fit)
 
 
-def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, save) -> bool:
-    """The rest of the epoch that `run` stands in, saved once a minute. False if it was cut short.
+def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, save: Callable[[bool], None]) -> bool:
+    """The rest of the epoch that `run` stands in. False if it was cut short.
 
-    pixels: (N, 3, S, S) uint8, all photos at S = `side_for` this epoch's size.
+    pixels: (N, 3, S, S) uint8, all photos at S = `side_for` this epoch's size; save(now) is called after each step.
     """
     size = run.sizes()[run.epoch]
     rank = place()[0]
@@ -1035,7 +1035,6 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
     u = torch.rand(len(birds.labels), DRAWS, generator=randomness)       # by photo
     v = torch.rand(run.steps, 5, generator=randomness)                   # by step
     run.net.train()
-    saved = time.monotonic()
     bar = progress(range(run.step, run.steps), run.steps, f"epoch {run.epoch + 1}/{run.epochs}")
     for step in bar:
         torch.manual_seed(stream(run.cfg.seed, run.epoch, rank, step).initial_seed())     # of dropout
@@ -1043,9 +1042,7 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
         train_step(run, pixels[batch], birds.labels[batch], size, u[batch], v[step])
         late = rank == 0 and run.cfg.epochs is None and run.seconds() > 60 * run.cfg.budget * 0.98
         stopped, late = add_up(torch.tensor([stop.is_set(), late], dtype=torch.int32)).tolist()
-        if stopped or time.monotonic() - saved > 60:
-            save()
-            saved = time.monotonic()
+        save(stopped)
         if stopped:
             raise KeyboardInterrupt("The same command goes on from here.")
         if late:
@@ -1096,11 +1093,13 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
             run.restore(state)
             print(f"going on after {run.epoch} of {run.epochs} epochs and {run.step} of {run.steps} steps")
         print(f"network: {count_parameters(run.net):,} parameters, on {device}{f' x {place()[1]}' * (place()[1] > 1)}")
-        pixels, whole = torch.empty(0), True
+        pixels, whole, saved = torch.empty(0), True, -math.inf
 
-        def save() -> None:
-            if first:
+        def save(now: bool) -> None:                       # otherwise not more often than every 20 seconds
+            nonlocal saved
+            if first and (now or time.monotonic() - saved > 20):
                 save_atomic(resume_path, {"key": key, **run.state()})
+                saved = time.monotonic()
 
         with ctrl_c_waits() as stop:
             while whole and run.epoch < run.epochs and run.stale < max(10, run.cfg.patience * run.epochs):
@@ -1118,7 +1117,6 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
                 run.epoch, run.step, run.sums = run.epoch + 1, 0, (0.0, 0.0, 0)
                 if whole:
                     keep_pace(run)
-                save()
         if not run.best_state:
             raise Mistake(f"{model_path} is not written: no epoch ended with a finite loss; try a lower learning rate.")
         if first:

@@ -166,7 +166,7 @@ def speed(photos: int) -> None:
 
         def epoch() -> None:
             run.step, run.sums = 0, (0.0, 0.0, 0)
-            bird.train_epoch(run, birds, pixels, threading.Event(), lambda: None)
+            bird.train_epoch(run, birds, pixels, threading.Event(), lambda now: None)
 
         net = bird.BirdNet(len(birds.classes))
         usual = torch.optim.AdamW(net.parameters(), lr=1e-3)

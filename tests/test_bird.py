@@ -265,6 +265,8 @@ def test_only_long_trainings_are_mixed_and_never_at_their_end():
     assert bird.mix_share(0.5, 56, bird.Config()) == 0
     assert bird.mix_share(0.5, 56, bird.Config(mix=0.3)) == 0.3
     assert bird.mix_share(0.8, 64, bird.Config(mix=0.3)) == 0
+    assert bird.mix_share(0.85, 300, bird.Config()) == 0.5            # of a long one, only the last 30 epochs
+    assert bird.mix_share(0.9, 300, bird.Config()) == 0
 
 
 # ---- the network ----
