@@ -148,12 +148,12 @@ def speed(photos: int) -> None:
         birds = bird.Birds(birds.pixels, birds.labels, torch.arange(photos), birds.validation, birds.classes)
         paths, _ = bird.find_images(folder)
 
-        def row(what: str, sides: dict[str, Callable[[], object]], rounds: int = 3) -> None:
-            seconds = in_turn(sides, rounds)
+        def row(what: str, sides: dict[str, Callable[[], object]], passes: int = 1) -> None:
+            seconds = in_turn(sides)
             ours, theirs = seconds.values()
             ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
-            rows.append(f"| {what} | {' | '.join(f'{photos / statistics.median(s):.0f}' for s in (ours, theirs))} | "
-                        f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) |")
+            rates = " | ".join(f"{passes * photos / statistics.median(s):.0f}" for s in (ours, theirs))
+            rows.append(f"| {what} | {rates} | {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) |")
             print(rows[-1], flush=True)
 
         small = ImageFolder(name, T.Compose([T.Resize((bird.STORED, bird.STORED)), T.PILToTensor()]))
@@ -161,19 +161,27 @@ def speed(photos: int) -> None:
             {"ours": lambda: bird.decode(paths), "theirs": lambda: list(loader(small, train=False))})
 
         run = bird.new_run(birds, cfg, CPU, time.monotonic())
-        run.epochs, run.epoch = 63, 62
-        pixels = bird.resized(birds.pixels, bird.side_for(SIZE))
-
-        def epoch() -> None:
-            run.step, run.sums = 0, (0.0, 0.0, 0)
-            bird.train_epoch(run, birds, pixels, threading.Event(), lambda now: None)
-
         net = bird.BirdNet(len(birds.classes))
         usual = torch.optim.AdamW(net.parameters(), lr=1e-3)
-        batches = loader(ImageFolder(name, usual_views(SIZE, train=True)), train=True)
-        epoch()
+        run.epochs = 5                                   # of which the fifth is at full size
+        sizes = run.sizes()
+        ready = {size: bird.resized(birds.pixels, bird.side_for(size)) for size in sizes}
+        batches = {size: loader(ImageFolder(name, usual_views(size, train=True)), train=True) for size in sizes}
+
+        def epochs(first: int) -> None:
+            for run.epoch in range(first, 5):
+                run.step, run.sums = 0, (0.0, 0.0, 0)
+                bird.train_epoch(run, birds, ready[sizes[run.epoch]], threading.Event(), lambda now: None)
+
+        def usual_epochs(first: int) -> None:
+            for size in sizes[first:]:
+                usual_epoch(net, batches[size], usual)
+
+        epochs(4)
         row(f"second and later epochs at {SIZE} px, same network; against `ImageFolder` + `DataLoader(num_workers=2)`",
-            {"ours": epoch, "theirs": lambda: usual_epoch(net, batches, usual)})
+            {"ours": lambda: epochs(4), "theirs": lambda: usual_epochs(4)})
+        row(f"five epochs as a short training spends them, at {', '.join(map(str, sizes))} px on both sides",
+            {"ours": lambda: epochs(0), "theirs": lambda: usual_epochs(0)}, passes=5)
 
         net.eval()
         model, csv = folder / "bird.pth", folder / "bird.csv"
@@ -189,7 +197,7 @@ def speed(photos: int) -> None:
         for _ in range(3):
             bare = convolution_seconds(run.net, run.batch) * run.steps
             start = time.perf_counter()
-            epoch()
+            epochs(4)
             shares.append(bare / (time.perf_counter() - start))
     kind = "bfloat16" if bird.half_type(CPU) else "float32"
     publish("birds-speed", f"""### Speed of bird.py
