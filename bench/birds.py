@@ -143,7 +143,7 @@ def speed(photos: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, rows = Path(name), []
         paint_photos(folder, photos)
-        cfg = bird.Config(epochs=63)                     # the photos are a stand-in: only the speed is looked at
+        cfg = bird.Config()                              # the photos are a stand-in: only the speed is looked at
         birds = bird.read_birds(folder, folder, cfg)
         birds = bird.Birds(birds.pixels, birds.labels, torch.arange(photos), birds.validation, birds.classes)
         paths, _ = bird.find_images(folder)
@@ -163,7 +163,7 @@ def speed(photos: int) -> None:
         run = bird.new_run(birds, cfg, CPU, time.monotonic())
         net = bird.BirdNet(len(birds.classes))
         usual = torch.optim.AdamW(net.parameters(), lr=1e-3)
-        run.epochs = 5                                   # of which the fifth is at full size
+        run.epochs = 5                                   # unmixed, as all short trainings are; the fifth at full size
         sizes = run.sizes()
         ready = {size: bird.resized(birds.pixels, bird.side_for(size)) for size in sizes}
         batches = {size: loader(ImageFolder(name, usual_views(size, train=True)), train=True) for size in sizes}
