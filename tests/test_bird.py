@@ -317,6 +317,29 @@ def test_averaging_follows_its_formula():
         torch.testing.assert_close(now, 0.9 * was + 0.1 * new)
 
 
+@pytest.mark.parametrize("shape", [(24, 80), (80, 24), (32, 27), (40, 40)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_gradient_is_made_orthogonal(shape, kind):
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(g, full_matrices=False)
+    found = bird.orthogonal(g.to(kind)).float()
+    assert torch.linalg.svdvals(found)[:-2].sub(0.95).abs().max() < 0.35        # of g's own: from 1 to 20 and more
+    assert F.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97
+    assert torch.equal(bird.orthogonal(torch.zeros(shape, dtype=kind)), torch.zeros(shape, dtype=kind))
+
+
+def test_a_step_of_muon_turns_against_the_gradient_by_a_fifth_of_the_step_size():
+    weight = torch.nn.Parameter(torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(0)))
+    before, g = weight.detach().clone(), torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(1))
+    muon = bird.Muon([weight], lr=0.1, weight_decay=0.5, kind=torch.float32)
+    weight.grad = 1000 * g                                                      # its size does not matter
+    muon.step()
+    step = weight.detach() - 0.95 * before                                      # what weight decay leaves
+    assert step.square().mean().sqrt() == pytest.approx(0.2 * 0.1, rel=0.25)
+    u, _, v = torch.linalg.svd(g.flatten(1), full_matrices=False)
+    assert F.cosine_similarity(-step.flatten(), (u @ v).flatten(), dim=0) > 0.97
+
+
 def test_step_size_rises_then_falls_to_nothing():
     rates = [bird.rate(k / 1000, bird.Config()) for k in range(1001)]
     top = int(np.argmax(rates))
