@@ -6,8 +6,8 @@
 DATASET holds one folder a class. The file reads in the order of the data: find -> decode -> split -> augment ->
 BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-learn and tqdm, and nothing else.
 
-(macro + micro F1) / 2 on 1,034 photos put aside, 2 cores, seed 0: 0.950 in 96 minutes, the default, and 0.923 in 16
-(bench/RESULTS.md has hardware, dates and commands).
+(macro + micro F1) / 2 on 1,036 photos put aside, 2 cores, seed 0: 0.953 in 94 minutes, the default
+(bench/RESULTS.md has hardware, date and command).
 Failed experiments: docs/log.md.
 """
 
