@@ -860,7 +860,9 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in (p for p in group["params"] if p.grad is not None):
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                if p not in self.state:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                momentum = self.state[p]["momentum"]
                 momentum.lerp_(p.grad, 0.05)
                 ahead = p.grad.lerp(momentum, 0.95).flatten(1)                # (O, I k k), as Nesterov looks ahead
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -891,10 +893,10 @@ def new_run(birds: Birds, cfg: Config, device: torch.device, started: float) -> 
     net.mean.copy_(mean)
     net.std.copy_((square - mean**2).sqrt())
     net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    by_rank = [[p for p in net.parameters() if len(p.shape) in ranks] for ranks in ((4,), (2,), (1,))]
-    optimisers = [Muon(by_rank[0], cfg.lr, cfg.weight_decay, half_type(device) or torch.float32),
-                  torch.optim.AdamW([{"params": by_rank[1], "weight_decay": cfg.weight_decay},
-                                     {"params": by_rank[2], "weight_decay": 0.0}],    # biases, scales
+    filters, matrices, vectors = ([p for p in net.parameters() if p.ndim == n] for n in (4, 2, 1))
+    optimisers = [Muon(filters, cfg.lr, cfg.weight_decay, half_type(device) or torch.float32),
+                  torch.optim.AdamW([{"params": matrices, "weight_decay": cfg.weight_decay},
+                                     {"params": vectors, "weight_decay": 0.0}],       # biases, scales
                                     lr=cfg.lr, betas=(0.9, 0.99), fused=device.type != "mps")]
     weights = counts.sum() / (len(counts) * counts) if cfg.class_weights else torch.ones(len(counts))
     return Run(cfg, device, net, deepcopy(net).eval().requires_grad_(False), optimisers,
