@@ -802,6 +802,7 @@ class Run:
     forward: Callable[[Tensor], Tensor]                 # net, compiled where that helps
     epochs: int = 0                     # planned
     pace: dict[int, float] = field(default_factory=dict)     # seconds of an epoch by image size, as planned
+    timed_again: bool = False           # after epochs that were quicker than the pace
     epoch: int = 0                      # finished
     step: int = 0                       # finished in this epoch
     sums: tuple[float, float, int] = (0.0, 0.0, 0)      # loss, right ones, photos of this epoch so far
@@ -813,7 +814,7 @@ class Run:
     earlier: int = 0                    # epochs in earlier processes
     started: float = field(default_factory=time.monotonic)
 
-    PLAIN = ("epochs", "pace", "epoch", "step", "sums", "best", "best_state", "stale", "history")
+    PLAIN = ("epochs", "pace", "timed_again", "epoch", "step", "sums", "best", "best_state", "stale", "history")
 
     def seconds(self) -> float:
         """Wall time of the training so far, over all processes."""
@@ -1023,14 +1024,25 @@ def side_for(size: int) -> int:
     return min(STORED, round(1.25 * size))
 
 
-def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float) -> tuple[int, dict[int, float]]:
-    """The number of epochs that fits the budget, and the seconds of one at each image size.
+def plan(run: Run, birds: Birds) -> None:
+    """Sets the number of epochs, as many as the budget allows where `--epochs` does not say, and their pace."""
+    if run.cfg.epochs is not None:
+        run.epochs = run.cfg.epochs
+        return
+    run.pace = time_epochs(birds, run.cfg, run.device)
+    left = 0.94 * 60 * run.cfg.budget - from_first(run.seconds)         # some for saving and for a slower hour
+    run.epochs = epochs_within(left, run.pace, run.steps * run.cfg.batch)
+    sides = " then ".join(f"{size} px" for size in dict.fromkeys(run.sizes()))
+    print(f"plan: {run.epochs} epochs of {run.steps} steps at {sides} for "
+          f"{run.cfg.budget:g} minutes; --epochs {run.epochs} repeats it on any machine")
+
+
+def time_epochs(birds: Birds, cfg: Config, device: torch.device) -> dict[int, float]:
+    """Seconds of an epoch at each image size, with its validation.
 
     A few steps are timed at three sizes, on a network thrown away after; between them, time goes with the area.
     """
-    if cfg.epochs is not None:
-        return cfg.epochs, {}
-    run = new_run(birds, cfg, device, started)
+    run = new_run(birds, cfg, device, time.monotonic())
     run.epochs, timed = 1000, {}                                        # seconds of an epoch, by area
     batch = birds.fit[:run.batch]
     sizes = sorted({size for ladder in SIZES.values() for _, size in ladder})
@@ -1043,14 +1055,7 @@ def plan_epochs(birds: Birds, cfg: Config, device: torch.device, started: float)
             times.append(time.perf_counter() - start)
         # the first step warms up; a forward pass, for the validation, costs about 0.4 of a step
         timed[size**2] = min(times[1:]) * (run.steps + 0.4 * len(birds.validation) / len(batch))
-    pace = {size: float(np.interp(size**2, list(timed), list(timed.values()))) for size in sizes}
-    pace, spent = from_first(lambda: (pace, run.seconds()))
-    left = 0.94 * 60 * cfg.budget - spent                               # some for saving and for a slower hour
-    run.epochs = epochs_within(left, pace, run.steps * cfg.batch)
-    sides = " then ".join(f"{size} px" for size in dict.fromkeys(run.sizes()))
-    print(f"plan: {run.epochs} epochs of {run.steps} steps at {sides} for "
-          f"{cfg.budget:g} minutes; --epochs {run.epochs} repeats it on any machine")
-    return run.epochs, pace
+    return from_first(lambda: {size: float(np.interp(size**2, list(timed), list(timed.values()))) for size in sizes})
 
 
 def epochs_within(left: float, pace: dict[int, float], photos: int, first: int = 0) -> int:
@@ -1127,10 +1132,10 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
         key = [repr(cfg), digest, str(torch.__version__), device.type, place()[1],
                hashlib.sha256(Path(__file__).read_bytes()).hexdigest()]
         state = from_first(lambda: read_resume(resume_path, key)) if resume else None
-        epochs, pace = (0, {}) if state else plan_epochs(birds, cfg, device, started)
         run = new_run(birds, cfg, device, started)
-        run.epochs, run.pace = epochs, pace
-        if state:
+        if not state:
+            plan(run, birds)
+        else:
             run.restore(state)
             print(f"going on after {run.epoch} of {run.epochs} epochs and {run.step} of {run.steps} steps")
         print(f"network: {count_parameters(run.net):,} parameters, on {device}{f' x {place()[1]}' * (place()[1] > 1)}")
@@ -1157,7 +1162,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
                     write_history(history_path, run.history)
                 run.epoch, run.step, run.sums = run.epoch + 1, 0, (0.0, 0.0, 0)
                 if whole:
-                    keep_pace(run)
+                    keep_pace(run, birds)
         if not run.best_state:
             raise Mistake(f"{model_path} is not written: no epoch ended with a finite loss; try a lower learning rate.")
         if first:
@@ -1200,11 +1205,12 @@ def ctrl_c_waits() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def keep_pace(run: Run) -> None:
+def keep_pace(run: Run, birds: Birds) -> None:
     """Holds the plan against the clock after each epoch.
 
     A slower machine: the next epochs are left out, no more at a time than the slowness asks for, and none once it is
-    over, so that a disturbance costs little. A faster one, seen in the first tenth or five epochs: a longer plan.
+    over, so that a disturbance costs little. A faster one, seen in the first tenth or five epochs: all sizes are timed
+    again, once, for a longer plan.
     """
     recent = run.history[max(run.earlier, len(run.history) - max(5, run.epochs // 8)):]
     if not run.pace or run.epoch >= run.epochs or len(recent) < 3:
@@ -1223,8 +1229,8 @@ def keep_pace(run: Run) -> None:
             run.epoch += skipped
             note(f"{slow_now:.2f} times as slow as planned: {skipped} epoch{'s are' if skipped > 1 else ' is'} left "
                  f"out to end in time (--epochs {run.epochs} has them all).")
-    elif slow < 0.9 and run.epoch <= max(5, 0.1 * run.epochs):
-        run.pace = {size: slow * seconds for size, seconds in run.pace.items()}
+    elif slow < 0.9 and run.epoch <= max(5, 0.1 * run.epochs) and not run.timed_again:
+        run.pace, run.timed_again = time_epochs(birds, run.cfg, run.device), True
         longer = epochs_within(0.96 * left, run.pace, run.steps * run.cfg.batch, run.epoch)
         if longer > run.epochs:
             run.epochs = longer

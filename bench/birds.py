@@ -223,8 +223,8 @@ def usual_training(net: nn.Module, data: Path, size: int, minutes: float, optimi
 
     factor: the step size's factor after a share of the time. The split is bird.py's own, for the same photos.
     """
-    start = time.monotonic()
     birds = bird.read_birds(data, data, bird.Config())
+    start = time.monotonic()
     train_set = ImageFolder(str(data), usual_views(size, train=True))
     fit = loader(Subset(train_set, birds.fit.tolist()), train=True)
     seen = loader(Subset(ImageFolder(str(data), usual_views(size, train=False)), birds.validation.tolist()),

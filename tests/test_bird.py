@@ -493,18 +493,18 @@ def paced(birds, epoch: int, seconds: list[float]) -> bird.Run:
 def test_a_slow_machine_leaves_out_no_more_than_its_slowness_asks_for(few, capsys):
     birds = bird.read_birds(few, few.parent, bird.Config())
     run = paced(birds, 3, [10, 12, 14])                # as planned: 34 of the 44.8 seconds left are needed
-    bird.keep_pace(run)
+    bird.keep_pace(run, birds)
     assert (run.epoch, run.epochs) == (3, 20)
     run = paced(birds, 3, [10, 16, 22])                # three times as slow: 102 of 36.8 seconds
-    bird.keep_pace(run)
+    bird.keep_pace(run, birds)
     assert (run.epoch, run.epochs) == (5, 20)
     assert "2 epochs are left out" in capsys.readouterr().err
     run.epoch += 1
     run.history += [{"seconds": s, "size": 64} for s in (24.0, 26.0, 28.0, 30.0)]      # as planned again: 28 of 28.8
-    bird.keep_pace(run)
+    bird.keep_pace(run, birds)
     assert run.epoch == 6
     run = paced(birds, 18, [10, 30, 57])               # nearly out of time: the last epoch is kept
-    bird.keep_pace(run)
+    bird.keep_pace(run, birds)
     assert run.epoch == 19
 
 
@@ -512,23 +512,27 @@ def test_a_disturbance_that_is_over_leaves_nothing_out(few):
     birds = bird.read_birds(few, few.parent, bird.Config())
     run = paced(birds, 6, [10, 22, 34, 36, 38, 40])    # six times as slow for two epochs: 28 of 28.6 left
     run.cfg = bird.Config(budget=70 / 60)
-    bird.keep_pace(run)
+    bird.keep_pace(run, birds)
     assert run.epoch == 6
     run.history[-1]["seconds"] = 52                    # still slow
-    bird.keep_pace(run)
+    bird.keep_pace(run, birds)
     assert run.epoch > 6
 
 
-def test_a_machine_that_turns_out_faster_gets_a_longer_plan_at_the_start_only(few, capsys):
+def test_a_machine_that_turns_out_faster_gets_a_longer_plan_at_the_start_only(few, capsys, monkeypatch):
     birds = bird.read_birds(few, few.parent, bird.Config())
-    run = paced(birds, 3, [10, 10.5, 11])              # four times as fast: 47.8 seconds left, 0.5 an epoch
-    bird.keep_pace(run)
-    assert 80 <= run.epochs <= 96
-    assert run.pace[64] == pytest.approx(0.5)
-    assert f"now {run.epochs} epochs" in capsys.readouterr().err
+    timings = []
+    monkeypatch.setattr(bird, "time_epochs", lambda *_: timings.append(1) or {64: 0.5, 96: 1.0, 128: 2.0})
+    run = paced(birds, 3, [10, 10.5, 11])              # four times as fast at 64 px, and no faster than planned at 128
+    bird.keep_pace(run, birds)
+    assert run.epochs == 44                            # 14 at 64 px, 18 at 96, 9 at 128: 43 of 45.9 seconds
+    assert "now 44 epochs" in capsys.readouterr().err
+    run.history = [{"seconds": s, "size": 64} for s in (10, 10.1, 10.2)]
+    bird.keep_pace(run, birds)                         # timed again once, not after every epoch
+    assert (run.epochs, len(timings)) == (44, 1)
     run = paced(birds, 12, [10, 10.5, 11])
-    bird.keep_pace(run)
-    assert (run.epoch, run.epochs) == (12, 20)
+    bird.keep_pace(run, birds)
+    assert (run.epoch, run.epochs, len(timings)) == (12, 20, 1)
 
 
 def test_longer_trainings_see_larger_photos():
