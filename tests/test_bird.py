@@ -321,10 +321,13 @@ def test_averaging_follows_its_formula():
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_a_gradient_is_made_orthogonal(shape, kind):
     g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    u, _, v = torch.linalg.svd(g, full_matrices=False)
+    u, values, v = torch.linalg.svd(g, full_matrices=False)
     found = bird.orthogonal(g.to(kind)).float()
-    assert torch.linalg.svdvals(found)[:-2].sub(0.95).abs().max() < 0.35        # of g's own: from 1 to 20 and more
-    assert F.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97
+    made = u.T @ found @ v.T                           # diagonal: the singular vectors stay as they are
+    assert (made - made.diag().diag()).abs().max() < (1e-4 if kind == torch.float32 else 0.03)
+    counted = values > 0.02 * g.norm()                 # others may end lower
+    assert counted.float().mean() >= 0.9
+    assert made.diag()[counted].sub(0.945).abs().max() < 0.265 + (0 if kind == torch.float32 else 0.03)
     assert torch.equal(bird.orthogonal(torch.zeros(shape, dtype=kind)), torch.zeros(shape, dtype=kind))
 
 
@@ -333,7 +336,8 @@ def test_muon_is_the_one_of_torch_on_filters_in_place_of_matrices():
     filters = torch.nn.Parameter(torch.randn(32, 16, 3, 3, generator=draw))
     matrix = torch.nn.Parameter(filters.detach().flatten(1).clone())
     ours = bird.Muon([filters], lr=0.1, weight_decay=0.5, kind=torch.bfloat16)
-    theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.5, momentum=0.9, ns_steps=3,
+                              adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         filters.grad = torch.randn(filters.shape, generator=draw)
         matrix.grad = filters.grad.flatten(1).clone()
