@@ -874,8 +874,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(g: Tensor) -> Tensor:
     """(O, I) -> roughly U V' of its singular value decomposition U S V': three Newton-Schulz steps in the type of g.
 
-    They bring singular values from a fiftieth of the norm on to between 0.68 and 1.21; two more would bring smaller ones
-    there (Jordan et al. 2024) and train no better.
+    They bring singular values from a fiftieth of the norm on to between 0.68 and 1.21. Two more steps would bring
+    smaller ones there (Jordan et al. 2024), and train no better.
     """
     x = g / g.norm().clamp(min=1e-12)
     x = x.T if len(g) > g.shape[1] else x                                     # the smaller products
