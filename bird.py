@@ -31,7 +31,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,12 @@ class Config:
     flip: float = 0.5               # probability of a mirror image
     upside_down: float = 0.15       # probability of half a turn: some photos of the real set are upside down
     turn: float = 20.0              # degrees, either way
-    zoom: float = 0.45              # the shortest side of a crop, as a share of the photo's
+    zoom: float | None = None       # the shortest side of a crop, as a share of the photo's; None: 0.45 in trainings of
+                                    # 64 epochs or more, else 0.6
     stretch: float = 0.2            # log of the aspect ratio, either way
     colour: float = 0.3             # brightness, contrast, saturation and tint, each 1 +- this (tint a third)
     mix: float | None = None        # probability that a batch is mixed by CutMix or mixup (half each), but in the last
-                                    # fifth, 30 epochs at most; None: 0.5 in trainings of 64 epochs or more, else 0
+                                    # fifth, 30 epochs at most; None: 0.5 in those of 64 epochs or more, else 0
     # learning
     lr: float = 8e-3                # peak step size of Muon and AdamW at this batch size
     weight_decay: float = 0.4       # on weights of convolutions and head only
@@ -478,14 +479,22 @@ def stream(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def settled(cfg: Config, epochs: int) -> Config:
+    """The dials left open, by the length of the training: a short one learns more from whole and unmixed photos."""
+    zoom, mix = (0.45, 0.5) if epochs >= 64 else (0.6, 0.0)
+    return replace(cfg, zoom=zoom if cfg.zoom is None else cfg.zoom, mix=mix if cfg.mix is None else cfg.mix)
+
+
 def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
     """(B, 3, S, S) uint8 -> (B, 3, size, size) floats in 0..1: one affine warp a photo, then light and colour.
 
     u: (B, DRAWS) uniform in 0..1, all the randomness there is, so that the result does not depend on the batch.
+    cfg: `settled`.
     """
     def between(k: int, low: float, high: float) -> Tensor:
         return low + (high - low) * u[:, k]                                                            # (B,)
 
+    assert cfg.zoom is not None
     angle = torch.deg2rad(between(0, -cfg.turn, cfg.turn)) + math.pi * (u[:, 1] < cfg.upside_down)
     mirror = 1 - 2 * (u[:, 2] < cfg.flip).float()
     side = between(3, math.log(cfg.zoom), math.log(1.1)).exp() if cfg.zoom < 1 else torch.ones_like(u[:, 3])
@@ -508,10 +517,9 @@ def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
 
 
 def mix_share(done: float, epochs: int, cfg: Config) -> float:
-    """The probability that a batch is mixed after the share `done` of `epochs`: never at the end, nor in short runs."""
-    if 1 - done <= min(0.2, 30 / epochs) + 1e-9:            # unmixed photos are fitted within a few epochs
-        return 0.0
-    return (0.5 if epochs >= 64 else 0.0) if cfg.mix is None else cfg.mix
+    """The probability that a batch is mixed after the share `done` of `epochs`: never at the end. cfg: `settled`."""
+    assert cfg.mix is not None
+    return 0.0 if 1 - done <= min(0.2, 30 / epochs) + 1e-9 else cfg.mix     # unmixed photos are fitted in a few epochs
 
 
 def mix_images(x: Tensor, target: Tensor, u: Tensor, mix: float) -> tuple[Tensor, Tensor]:
@@ -875,13 +883,22 @@ def orthogonal(g: Tensor) -> Tensor:
     """(O, I) -> roughly U V' of its singular value decomposition U S V': three Newton-Schulz steps in the type of g.
 
     They bring singular values from a fiftieth of the norm on to between 0.68 and 1.21. Two more steps would bring
-    smaller ones there (Jordan et al. 2024), and train no better.
+    smaller ones there (Jordan et al. 2024), and train no better. Each multiplies by a polynomial of x x', so all are
+    worked out on that small matrix, and the long one is multiplied twice in all.
     """
+
+    def factor(a: Tensor) -> Tensor:                                          # 3.4445 - 4.7750 a + 2.0315 a a
+        p = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        p.diagonal().add_(3.4445)
+        return p
+
     x = g / g.norm().clamp(min=1e-12)
     x = x.T if len(g) > g.shape[1] else x                                     # the smaller products
-    for _ in range(3):
-        a = x @ x.T
-        x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    a = x @ x.T
+    q = factor(a)
+    for _ in range(2):
+        q = factor(q @ a @ q) @ q                                             # all of them commute
+    x = q @ x
     return x.T if len(g) > g.shape[1] else x
 
 
@@ -945,7 +962,7 @@ def keep_freed_memory() -> None:
 
 def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v: Tensor) -> None:
     """One step on one batch: pixels (B, 3, S, S) uint8, labels (B,), u (B, DRAWS) and v (5,) uniform."""
-    cfg, device = run.cfg, run.device
+    cfg, device = settled(run.cfg, run.epochs), run.device
     x = augment(pixels.to(device), size, u.to(device), cfg)                               # (B, 3, size, size) in 0..1
     target = F.one_hot(labels.to(device), len(run.weights)).float()                       # (B, K)
     x, target = mix_images(x, target, v, mix_share(run.done(), run.epochs, cfg))

@@ -242,8 +242,9 @@ def test_colour_is_brightness_contrast_saturation_and_tint_in_turn():
 def test_a_photo_is_warped_the_same_in_any_company():
     x = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
     u = torch.rand(6, bird.DRAWS)
-    together = bird.augment(x, 32, u, bird.Config())
-    alone = torch.cat([bird.augment(x[i:i + 1], 32, u[i:i + 1], bird.Config()) for i in range(6)])
+    cfg = bird.settled(bird.Config(), 64)
+    together = bird.augment(x, 32, u, cfg)
+    alone = torch.cat([bird.augment(x[i:i + 1], 32, u[i:i + 1], cfg) for i in range(6)])
     torch.testing.assert_close(together, alone)
     assert together.min() >= 0
     assert together.max() <= 1
@@ -260,13 +261,20 @@ def test_mixed_targets_hold_the_shares_of_the_pixels():
         torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), shares @ torch.arange(4.0), atol=1e-5, rtol=0)
 
 
-def test_only_long_trainings_are_mixed_and_never_at_their_end():
-    assert bird.mix_share(0.5, 64, bird.Config()) == 0.5
-    assert bird.mix_share(0.5, 56, bird.Config()) == 0
-    assert bird.mix_share(0.5, 56, bird.Config(mix=0.3)) == 0.3
-    assert bird.mix_share(0.8, 64, bird.Config(mix=0.3)) == 0
-    assert bird.mix_share(0.85, 300, bird.Config()) == 0.5            # of a long one, only the last 30 epochs
-    assert bird.mix_share(0.9, 300, bird.Config()) == 0
+def test_only_long_trainings_are_mixed_and_cut_small():
+    settled = {epochs: bird.settled(bird.Config(), epochs) for epochs in (1, 56, 64, 300)}
+    assert {epochs: (cfg.zoom, cfg.mix) for epochs, cfg in settled.items()} == {
+        1: (0.6, 0), 56: (0.6, 0), 64: (0.45, 0.5), 300: (0.45, 0.5)}
+    assert bird.settled(STILL, 300) == STILL                          # what is set stays, 0 too
+    assert bird.settled(bird.Config(zoom=0.7), 300) == bird.Config(zoom=0.7, mix=0.5)
+
+
+def test_nothing_is_mixed_at_the_end():
+    cfg = bird.Config(mix=0.3)
+    assert bird.mix_share(0.5, 64, cfg) == 0.3
+    assert bird.mix_share(0.8, 64, cfg) == 0
+    assert bird.mix_share(0.85, 300, cfg) == 0.3                      # of a long one, only the last 30 epochs
+    assert bird.mix_share(0.9, 300, cfg) == 0
 
 
 # ---- the network ----
