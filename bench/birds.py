@@ -210,10 +210,11 @@ def speed(photos: int) -> None:
                 run = bird.new_run(birds, cfg, CPU, time.monotonic())
                 run.epochs = 5
                 of_convolutions += f", {share()} in float32"
-    publish("birds-speed", f"""### Speed of bird.py
+    # a section for each precision, so that a processor with matrix units and one without keep their own
+    publish(f"birds-speed-{kind}", f"""### Speed of bird.py, training in {kind}
 
 {stamp([0], "python -m bench.birds speed")} {photos} drawn photos of 1200 x 800 px; ratios of 3 rounds in turn, median
-(lowest to highest); {kind} in the training, float32 on the other side. Both sides give photos a second.
+(lowest to highest); the other side trains in float32. Both sides give photos a second.
 
 | What | bird.py | Otherwise | Ratio |
 |---|---|---|---|
