@@ -1060,19 +1060,22 @@ def plan(run: Run, birds: Birds) -> None:
 def time_epochs(birds: Birds, cfg: Config, device: torch.device) -> dict[int, float]:
     """Seconds of an epoch at each image size, with its validation.
 
-    A few steps are timed at three sizes, on a network thrown away after; between them, time goes with the area.
+    Two to five steps are timed at each of three sizes, fewer once they cost a hundredth of the budget, on a network
+    thrown away after; between the sizes, time goes with the area.
     """
     run = new_run(birds, cfg, device, time.monotonic())
     run.epochs, timed = 1000, {}                                        # seconds of an epoch, by area
     batch = birds.fit[:run.batch]
     sizes = sorted({size for ladder in SIZES.values() for _, size in ladder})
     for size in (sizes[0], sizes[len(sizes) // 2], sizes[-1]):
-        times = []
-        for _ in range(5):
+        times: list[float] = []
+        cost = torch.zeros(())                                          # over all processes, so that they stop together
+        while len(times) < 2 or (len(times) < 5 and cost / place()[1] < 0.01 * 60 * cfg.budget):
             start = time.perf_counter()
             train_step(run, resized(birds.pixels[batch], side_for(size)), birds.labels[batch], size,
                        torch.rand(len(batch), DRAWS), torch.rand(5))
             times.append(time.perf_counter() - start)
+            cost = add_up(torch.tensor(sum(times)))
         # the first step warms up; a forward pass, for the validation, costs about 0.4 of a step
         timed[size**2] = min(times[1:]) * (run.steps + 0.4 * len(birds.validation) / len(batch))
     return from_first(lambda: {size: float(np.interp(size**2, list(timed), list(timed.values()))) for size in sizes})
