@@ -47,6 +47,11 @@ from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
+OPEN: Any = None                    # a dial that the length of the training sets: below LONG epochs each photo is seen
+LONG = 64                           # few times, and is learned better plain and in more steps
+SHORTER: dict[str, Any] = {"batch": 64, "turn": 12.0, "zoom": 0.6, "colour": 0.2, "mix": 0.0}
+LONGER: dict[str, Any] = {"batch": 128, "turn": 20.0, "zoom": 0.45, "colour": 0.3, "mix": 0.5}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -58,19 +63,18 @@ class Config:
     device: str | None = None       # None: cuda, mps or cpu, the first that is here
     # data
     val_fraction: float = 0.2       # of each class, near-duplicates kept on one side
-    batch: int = 128                # images a step
+    batch: int = OPEN               # images a step
     # augmentation: one affine warp a photo, then light and colour; 0 switches a dial off
     flip: float = 0.5               # probability of a mirror image
     upside_down: float = 0.15       # probability of half a turn: some photos of the real set are upside down
-    turn: float = 20.0              # degrees, either way
-    zoom: float | None = None       # the shortest side of a crop, as a share of the photo's; None: 0.45 in trainings of
-                                    # 64 epochs or more, else 0.6
+    turn: float = OPEN              # degrees, either way
+    zoom: float = OPEN              # the shortest side of a crop, as a share of the photo's
     stretch: float = 0.2            # log of the aspect ratio, either way
-    colour: float = 0.3             # brightness, contrast, saturation and tint, each 1 +- this (tint a third)
-    mix: float | None = None        # probability that a batch is mixed by CutMix or mixup (half each), but in the last
-                                    # fifth, 30 epochs at most; None: 0.5 in those of 64 epochs or more, else 0
+    colour: float = OPEN            # brightness, contrast, saturation and tint, each 1 +- this (tint a third)
+    mix: float = OPEN               # probability that a batch is mixed by CutMix or mixup (half each), but in the last
+                                    # fifth, 30 epochs at most
     # learning
-    lr: float = 8e-3                # peak step size of Muon and AdamW at this batch size
+    lr: float = 8e-3                # peak step size of Muon and AdamW
     weight_decay: float = 0.4       # on weights of convolutions and head only
     schedule: str = "onecycle"      # linear warm-up, then half a cosine to 0; or "constant"
     warmup: float = 0.15            # share of the training in which the step size rises
@@ -86,7 +90,7 @@ class Config:
             raise Mistake(f"--epochs is {self.epochs}; it must be at least 1.")
         if not 0 < self.budget < math.inf:
             raise Mistake(f"--budget is {self.budget} minutes; it must be above 0 (110 is the default).")
-        if not 0 < self.val_fraction < 1 or self.batch < 2 or self.schedule not in ("onecycle", "constant"):
+        if not 0 < self.val_fraction < 1 or (self.batch or 2) < 2 or self.schedule not in ("onecycle", "constant"):
             raise Mistake(f"val_fraction {self.val_fraction}, batch {self.batch}, schedule {self.schedule}: expected a "
                           "share between 0 and 1, at least 2, and onecycle or constant.")
 
@@ -481,9 +485,9 @@ def stream(*key: int) -> torch.Generator:
 
 
 def settled(cfg: Config, epochs: int) -> Config:
-    """The dials left open, by the length of the training: a short one learns more from whole and unmixed photos."""
-    zoom, mix = (0.45, 0.5) if epochs >= 64 else (0.6, 0.0)
-    return replace(cfg, zoom=zoom if cfg.zoom is None else cfg.zoom, mix=mix if cfg.mix is None else cfg.mix)
+    """The dials left open are set for a training of this length."""
+    dials = LONGER if epochs >= LONG else SHORTER
+    return replace(cfg, **{name: value for name, value in dials.items() if getattr(cfg, name) is OPEN})
 
 
 def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
@@ -495,7 +499,6 @@ def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
     def between(k: int, low: float, high: float) -> Tensor:
         return low + (high - low) * u[:, k]                                                            # (B,)
 
-    assert cfg.zoom is not None
     angle = torch.deg2rad(between(0, -cfg.turn, cfg.turn)) + math.pi * (u[:, 1] < cfg.upside_down)
     mirror = 1 - 2 * (u[:, 2] < cfg.flip).float()
     side = between(3, math.log(cfg.zoom), math.log(1.1)).exp() if cfg.zoom < 1 else torch.ones_like(u[:, 3])
@@ -519,7 +522,6 @@ def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
 
 def mix_share(done: float, epochs: int, cfg: Config) -> float:
     """The probability that a batch is mixed after the share `done` of `epochs`: never at the end. cfg: `settled`."""
-    assert cfg.mix is not None
     return 0.0 if 1 - done <= min(0.2, 30 / epochs) + 1e-9 else cfg.mix     # unmixed photos are fitted in a few epochs
 
 
@@ -800,7 +802,7 @@ def name_broken(paths: list[Path], broken: list[int], fate: str) -> None:
 class Run:
     """A training as it stands: what a killed one needs to go on, and go on to the same bits."""
 
-    cfg: Config
+    cfg: Config                         # `settled`
     device: torch.device
     net: BirdNet
     averaged: BirdNet                   # exponential moving average of net, the one that is validated and saved
@@ -809,8 +811,9 @@ class Run:
     weights: Tensor                     # (K,) class weights of the loss
     batch: int                          # photos a step in this process
     steps: int                          # a whole epoch's
+    photos: int                         # seen in an epoch, in all processes
     forward: Callable[[Tensor], Tensor]                 # net, compiled where that helps
-    epochs: int = 0                     # planned
+    epochs: int                         # planned
     pace: dict[int, float] = field(default_factory=dict)     # seconds of an epoch by image size, as planned
     timed_again: bool = False           # after epochs that were quicker than the pace
     epoch: int = 0                      # finished
@@ -832,7 +835,7 @@ class Run:
 
     def sizes(self) -> list[int]:
         """Pixels a side for each epoch planned."""
-        return image_sizes(self.epochs, self.steps * self.cfg.batch)
+        return image_sizes(self.epochs, self.photos)
 
     def done(self) -> float:
         """The share of the planned steps that are taken."""
@@ -903,10 +906,12 @@ def orthogonal(g: Tensor) -> Tensor:
     return x.T if len(g) > g.shape[1] else x
 
 
-def new_run(birds: Birds, cfg: Config, device: torch.device, started: float) -> Run:
+def new_run(birds: Birds, cfg: Config, epochs: int, device: torch.device, started: float) -> Run:
     """Random weights from the seed, and all else at its start."""
     seed_everything(cfg.seed)
+    cfg = settled(cfg, epochs)
     counts = add_up(birds.counts())
+    steps = max(1, int(counts.sum()) // cfg.batch)
     net = BirdNet(len(birds.classes), dropout=cfg.dropout, batch_norm=cfg.batch_norm)
     net.extra |= {"classes": birds.classes, "counts": counts.tolist()}
     sample = birds.pixels[birds.fit, :, ::8, ::8].double() / 255
@@ -922,8 +927,8 @@ def new_run(birds: Birds, cfg: Config, device: torch.device, started: float) -> 
     weights = counts.sum() / (len(counts) * counts) if cfg.class_weights else torch.ones(len(counts))
     return Run(cfg, device, net, deepcopy(net).eval().requires_grad_(False), optimisers,
                torch.amp.GradScaler(device.type, enabled=half_type(device) == torch.float16), weights.to(device),
-               batch=max(1, cfg.batch // place()[1]), steps=max(1, int(counts.sum()) // cfg.batch),
-               forward=compiled(net) if worth_compiling(device, cfg) else net, started=started)
+               batch=max(1, cfg.batch // place()[1]), steps=steps, photos=steps * cfg.batch,
+               forward=compiled(net) if worth_compiling(device, cfg) else net, epochs=epochs, started=started)
 
 
 def worth_compiling(device: torch.device, cfg: Config) -> bool:
@@ -963,7 +968,7 @@ def keep_freed_memory() -> None:
 
 def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v: Tensor) -> None:
     """One step on one batch: pixels (B, 3, S, S) uint8, labels (B,), u (B, DRAWS) and v (5,) uniform."""
-    cfg, device = settled(run.cfg, run.epochs), run.device
+    cfg, device = run.cfg, run.device
     x = augment(pixels.to(device), size, u.to(device), cfg)                               # (B, 3, size, size) in 0..1
     target = F.one_hot(labels.to(device), len(run.weights)).float()                       # (B, K)
     x, target = mix_images(x, target, v, mix_share(run.done(), run.epochs, cfg))
@@ -1044,27 +1049,34 @@ def side_for(size: int) -> int:
     return min(STORED, round(1.25 * size))
 
 
-def plan(run: Run, birds: Birds) -> None:
-    """Sets the number of epochs, as many as the budget allows where `--epochs` does not say, and their pace."""
-    if run.cfg.epochs is not None:
-        run.epochs = run.cfg.epochs
-        return
-    run.pace = time_epochs(birds, run.cfg, run.device)
-    left = 0.94 * 60 * run.cfg.budget - from_first(run.seconds)         # some for saving and for a slower hour
-    run.epochs = epochs_within(left, run.pace, run.steps * run.cfg.batch)
+def plan(birds: Birds, cfg: Config, device: torch.device, started: float) -> Run:
+    """A training ready to start, of as many epochs as the budget allows where `--epochs` does not say.
+
+    Steps are timed as a short training takes them, and again as a long one does if there is the time for one.
+    """
+    if cfg.epochs is not None:
+        return new_run(birds, cfg, cfg.epochs, device, started)
+    for least in (1, LONG):
+        run = new_run(birds, cfg, least, device, started)
+        run.pace = time_epochs(birds, run.cfg, device)
+        left = 0.94 * 60 * cfg.budget - from_first(run.seconds)         # some for saving and for a slower hour
+        run.epochs = max(least, epochs_within(left, run.pace, run.photos))
+        if run.epochs < LONG:
+            break
     sides = " then ".join(f"{size} px" for size in dict.fromkeys(run.sizes()))
     print(f"plan: {run.epochs} epochs of {run.steps} steps at {sides} for "
-          f"{run.cfg.budget:g} minutes; --epochs {run.epochs} repeats it on any machine")
+          f"{cfg.budget:g} minutes; --epochs {run.epochs} repeats it on any machine")
+    return run
 
 
 def time_epochs(birds: Birds, cfg: Config, device: torch.device) -> dict[int, float]:
     """Seconds of an epoch at each image size, with its validation.
 
     Two to five steps are timed at each of three sizes, fewer once they cost a hundredth of the budget, on a network
-    thrown away after; between the sizes, time goes with the area.
+    thrown away after; between the sizes, time goes with the area. cfg: `settled`.
     """
-    run = new_run(birds, cfg, device, time.monotonic())
-    run.epochs, timed = 1000, {}                                        # seconds of an epoch, by area
+    run = new_run(birds, cfg, 1000, device, time.monotonic())
+    timed = {}                                                          # seconds of an epoch, by area
     batch = birds.fit[:run.batch]
     sizes = sorted({size for ladder in SIZES.values() for _, size in ladder})
     for size in (sizes[0], sizes[len(sizes) // 2], sizes[-1]):
@@ -1081,13 +1093,13 @@ def time_epochs(birds: Birds, cfg: Config, device: torch.device) -> dict[int, fl
     return from_first(lambda: {size: float(np.interp(size**2, list(timed), list(timed.values()))) for size in sizes})
 
 
-def epochs_within(left: float, pace: dict[int, float], photos: int, first: int = 0) -> int:
-    """The longest coarse plan whose epochs from `first` on take at most `left` seconds.
+def epochs_within(left: float, pace: dict[int, float], photos: int, first: int = 0, most: int = 1000) -> int:
+    """The longest coarse plan, of `most` epochs at most, whose epochs from `first` on take at most `left` seconds.
 
     pace: seconds of an epoch by image size; photos: seen in an epoch.
     """
     fit = first + 1
-    while fit < 1000 and sum(pace[size] for size in image_sizes(fit + 1, photos)[first:]) <= left:
+    while fit < most and sum(pace[size] for size in image_sizes(fit + 1, photos)[first:]) <= left:
         fit += 1
     return coarse_epochs(fit)
 
@@ -1150,15 +1162,16 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
         first = place()[0] == 0
         keep_freed_memory()
         from_first(lambda: check_writable(model_path))
-        birds, digest = deal(lambda: read_birds(folder, model_path.parent, cfg), model_path.parent, cfg.batch)
+        birds, digest = deal(lambda: read_birds(folder, model_path.parent, cfg), model_path.parent,
+                             settled(cfg, 1).batch)
         history_path, resume_path = model_path.with_suffix(".history.jsonl"), model_path.with_suffix(".resume.pt")
         key = [repr(cfg), digest, str(torch.__version__), device.type, place()[1],
                hashlib.sha256(Path(__file__).read_bytes()).hexdigest()]
         state = from_first(lambda: read_resume(resume_path, key)) if resume else None
-        run = new_run(birds, cfg, device, started)
         if not state:
-            plan(run, birds)
+            run = plan(birds, cfg, device, started)
         else:
+            run = new_run(birds, cfg, state["epochs"], device, started)
             run.restore(state)
             print(f"going on after {run.epoch} of {run.epochs} epochs and {run.step} of {run.steps} steps")
         print(f"network: {count_parameters(run.net):,} parameters, on {device}{f' x {place()[1]}' * (place()[1] > 1)}")
@@ -1254,7 +1267,8 @@ def keep_pace(run: Run, birds: Birds) -> None:
                  f"out to end in time (--epochs {run.epochs} has them all).")
     elif slow < 0.9 and run.epoch <= max(5, 0.1 * run.epochs) and not run.timed_again:
         run.pace, run.timed_again = time_epochs(birds, run.cfg, run.device), True
-        longer = epochs_within(0.96 * left, run.pace, run.steps * run.cfg.batch, run.epoch)
+        most = 1000 if run.epochs >= LONG else LONG - 1                # the dials stay as they are
+        longer = epochs_within(0.96 * left, run.pace, run.photos, run.epoch, most)
         if longer > run.epochs:
             run.epochs = longer
             note(f"{slow:.2f} times the time planned: the plan is now {run.epochs} epochs.")

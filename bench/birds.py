@@ -138,13 +138,13 @@ def convolution_seconds(net: bird.BirdNet, batch: int) -> float:
 
 def speed(photos: int) -> None:
     """The table of speeds."""
-    photos -= photos % bird.Config.batch                # both sides then see all of them in an epoch
+    cfg = bird.Config(batch=128, mix=0)                  # unmixed, as short trainings are
+    photos -= photos % 128                               # both sides then see all of them in an epoch
     bird.keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder, rows = Path(name), []
         paint_photos(folder, photos)
-        cfg = bird.Config()                              # the photos are a stand-in: only the speed is looked at
-        birds = bird.read_birds(folder, folder, cfg)
+        birds = bird.read_birds(folder, folder, cfg)     # the photos are a stand-in: only the speed is looked at
         birds = bird.Birds(birds.pixels, birds.labels, torch.arange(photos), birds.validation, birds.classes)
         paths, _ = bird.find_images(folder)
 
@@ -160,10 +160,9 @@ def speed(photos: int) -> None:
         row(f"first pass: read, decode and shrink to {bird.STORED} px; against `ImageFolder` + `Resize`, 2 workers",
             {"ours": lambda: bird.decode(paths), "theirs": lambda: list(loader(small, train=False))})
 
-        run = bird.new_run(birds, cfg, CPU, time.monotonic())
+        run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())     # the fifth epoch at full size
         net = bird.BirdNet(len(birds.classes))
         usual = torch.optim.AdamW(net.parameters(), lr=1e-3)
-        run.epochs = 5                                   # unmixed, as all short trainings are; the fifth at full size
         sizes = run.sizes()
         ready = {size: bird.resized(birds.pixels, bird.side_for(size)) for size in sizes}
         batches = {size: loader(ImageFolder(name, usual_views(size, train=True)), train=True) for size in sizes}
@@ -207,8 +206,7 @@ def speed(photos: int) -> None:
         of_convolutions = f"{share()} in {kind}"
         if kind != "float32":                            # as processors without matrix units do it
             with mock.patch.object(bird, "half_type", return_value=None):
-                run = bird.new_run(birds, cfg, CPU, time.monotonic())
-                run.epochs = 5
+                run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())
                 of_convolutions += f", {share()} in float32"
     # a section for each precision, so that a processor with matrix units and one without keep their own
     publish(f"birds-speed-{kind}", f"""### Speed of bird.py, training in {kind}

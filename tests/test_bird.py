@@ -263,10 +263,13 @@ def test_mixed_targets_hold_the_shares_of_the_pixels():
 
 def test_only_long_trainings_are_mixed_and_cut_small():
     settled = {epochs: bird.settled(bird.Config(), epochs) for epochs in (1, 56, 64, 300)}
-    assert {epochs: (cfg.zoom, cfg.mix) for epochs, cfg in settled.items()} == {
-        1: (0.6, 0), 56: (0.6, 0), 64: (0.45, 0.5), 300: (0.45, 0.5)}
-    assert bird.settled(STILL, 300) == STILL                          # what is set stays, 0 too
-    assert bird.settled(bird.Config(zoom=0.7), 300) == bird.Config(zoom=0.7, mix=0.5)
+    assert settled == {1: bird.Config(**bird.SHORTER), 56: bird.Config(**bird.SHORTER),
+                       64: bird.Config(**bird.LONGER), 300: bird.Config(**bird.LONGER)}
+    assert {k for k, v in vars(settled[1]).items() if v is bird.OPEN} == {"epochs", "device"}
+    assert (settled[56].mix, settled[64].mix) == (0, 0.5)
+    still = bird.Config(**{**vars(STILL), "batch": 32})
+    assert bird.settled(still, 300) == still                          # what is set stays, 0 too
+    assert bird.settled(bird.Config(zoom=0.7), 300) == bird.Config(**{**bird.LONGER, "zoom": 0.7})
 
 
 def test_nothing_is_mixed_at_the_end():
@@ -308,7 +311,7 @@ def test_every_parameter_learns_and_nothing_is_nan():
 
 def test_the_loss_is_the_weighted_cross_entropy_of_the_assignment(few):
     birds = bird.read_birds(few, few.parent, bird.Config())
-    run = bird.new_run(birds, bird.Config(), torch.device("cpu"), 0.0)
+    run = bird.new_run(birds, bird.Config(), 1, torch.device("cpu"), 0.0)
     counts = birds.counts()
     torch.testing.assert_close(run.weights * counts, (counts.sum() / 3).expand(3))     # each class counts the same
     logits, y = torch.randn(50, 3), torch.randint(0, 3, (50,))
@@ -437,6 +440,18 @@ def test_a_budget_is_planned_printed_and_kept(few, tmp_path):
     assert rows[-1]["seconds"] < 30
 
 
+def test_short_plans_and_long_ones_are_timed_with_their_own_dials(few, monkeypatch):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    sizes, timed = {size for ladder in bird.SIZES.values() for _, size in ladder}, []
+    monkeypatch.setattr(bird, "time_epochs", lambda _, cfg, *__: timed.append(cfg.batch) or dict.fromkeys(sizes, 1.0))
+    runs = [bird.plan(birds, bird.Config(budget=minutes), torch.device("cpu"), time.monotonic()) for minutes in (1, 2)]
+    assert [(run.epochs, run.cfg.batch, run.cfg.mix) for run in runs] == [(56, 64, 0), (112, 128, 0.5)]
+    assert timed == [64, 64, 128]
+    fixed = bird.plan(birds, bird.Config(epochs=56), torch.device("cpu"), time.monotonic())
+    assert vars(fixed.cfg) == {**vars(runs[0].cfg), "epochs": 56, "budget": 110}         # --epochs repeats the plan
+    assert len(timed) == 3
+
+
 def test_torchrun_trains_one_network_in_two_processes(few, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                str(ROOT / "bird.py"), str(few)]
@@ -452,7 +467,7 @@ def test_torchrun_trains_one_network_in_two_processes(few, tmp_path):
     state = torch.load(tmp_path / "bird.pth", weights_only=True)
     net = bird.load_model(tmp_path / "bird.pth")
     assert net.extra["counts"] == birds.counts().tolist()
-    torch.testing.assert_close(state["mean"], bird.new_run(birds, bird.Config(), torch.device("cpu"), 0.0).net.mean)
+    torch.testing.assert_close(state["mean"], bird.new_run(birds, bird.Config(), 1, torch.device("cpu"), 0.0).net.mean)
     p = bird.predict(net, birds.pixels, net.extra["size"], torch.device("cpu"), birds.validation, twice=False)
     right = (p.argmax(dim=1) == birds.labels[birds.validation]).float().mean().item()
     assert right == pytest.approx(next(row for row in reversed(rows) if row["best"])["val_accuracy"], abs=1e-6)
@@ -496,8 +511,8 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
 
 def paced(birds, epoch: int, seconds: list[float]) -> bird.Run:
     """A training of 20 planned epochs of 2 seconds for a minute's budget, `epoch` of them done."""
-    run = bird.new_run(birds, bird.Config(budget=1), torch.device("cpu"), time.monotonic() - 20)
-    run.epochs, run.epoch, run.pace = 20, epoch, {size: 2.0 for _, size in bird.SIZES[0]}
+    run = bird.new_run(birds, bird.Config(budget=1), 20, torch.device("cpu"), time.monotonic() - 20)
+    run.epoch, run.pace = epoch, {size: 2.0 for _, size in bird.SIZES[0]}
     run.history = [{"seconds": s, "size": 64} for s in seconds]
     return run
 
@@ -545,6 +560,10 @@ def test_a_machine_that_turns_out_faster_gets_a_longer_plan_at_the_start_only(fe
     run = paced(birds, 12, [10, 10.5, 11])
     bird.keep_pace(run, birds)
     assert (run.epoch, run.epochs, len(timings)) == (12, 20, 1)
+    run = paced(birds, 3, [10, 10.1, 10.2])
+    run.cfg = bird.settled(bird.Config(budget=3), 20)
+    bird.keep_pace(run, birds)
+    assert (run.epochs, len(timings)) == (56, 2)       # a short training keeps its dials, so it stays one
 
 
 def test_longer_trainings_see_larger_photos():
