@@ -47,8 +47,8 @@ from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-OPEN: Any = None                    # a dial that the length of the training sets: below LONG epochs each photo is seen
-LONG = 64                           # few times, and is learned better plain and in more steps
+OPEN: Any = None                    # a dial that the length of the training sets
+LONG = 64                           # epochs; in fewer, photos are learned better plain and in more steps
 SHORTER: dict[str, Any] = {"batch": 64, "turn": 12.0, "zoom": 0.6, "colour": 0.2, "mix": 0.0}
 LONGER: dict[str, Any] = {"batch": 128, "turn": 20.0, "zoom": 0.45, "colour": 0.3, "mix": 0.5}
 

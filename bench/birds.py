@@ -138,8 +138,8 @@ def convolution_seconds(net: bird.BirdNet, batch: int) -> float:
 
 def speed(photos: int) -> None:
     """The table of speeds."""
-    cfg = bird.Config(batch=128, mix=0)                  # unmixed, as short trainings are
-    photos -= photos % 128                               # both sides then see all of them in an epoch
+    cfg = bird.Config(batch=128)
+    photos -= photos % cfg.batch                         # both sides then see all of them in an epoch
     bird.keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder, rows = Path(name), []
@@ -160,7 +160,7 @@ def speed(photos: int) -> None:
         row(f"first pass: read, decode and shrink to {bird.STORED} px; against `ImageFolder` + `Resize`, 2 workers",
             {"ours": lambda: bird.decode(paths), "theirs": lambda: list(loader(small, train=False))})
 
-        run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())     # the fifth epoch at full size
+        run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())     # unmixed; the fifth at full size
         net = bird.BirdNet(len(birds.classes))
         usual = torch.optim.AdamW(net.parameters(), lr=1e-3)
         sizes = run.sizes()
