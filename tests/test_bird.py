@@ -250,6 +250,18 @@ def test_a_photo_is_warped_the_same_in_any_company():
     assert together.max() <= 1
 
 
+def test_draws_are_uniform_and_a_photos_epochs_more_even_than_chance():
+    u = torch.stack([bird.draws(2000, epoch, bird.stream(0)) for epoch in range(16)])     # (epochs, photos, draws)
+    assert u.shape == (16, 2000, bird.DRAWS)
+    for epoch in (0, 15):
+        torch.testing.assert_close(u[epoch].quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0),
+                                   torch.tensor([0.25, 0.5, 0.75])[:, None].expand(3, bird.DRAWS), atol=0.05, rtol=0)
+    flips = (u < 0.5).float().mean(dim=0).std(dim=0)                       # of the share of epochs with a flip
+    assert flips.max() < 0.8 * 0.5 / 16**0.5                               # by chance: 0.5 / sqrt(epochs)
+    between = torch.corrcoef(u.flatten(0, 1).T) - torch.eye(bird.DRAWS)    # no dial follows another
+    assert between.abs().max() < 0.05
+
+
 def test_mixed_targets_hold_the_shares_of_the_pixels():
     target = torch.eye(4)
     x = torch.arange(4.0)[:, None, None, None].expand(4, 3, 20, 20).contiguous()      # photo k is all k
@@ -663,6 +675,15 @@ def test_a_closer_look_stays_inside_the_photo():
     assert middle.shape == (3, 60, 60)
     torch.testing.assert_close(middle.mean(), torch.tensor(47.5 + 0.1 * 48), atol=0.1, rtol=0)
     torch.testing.assert_close(corner[0, 0, [0, -1]], torch.tensor([0.3 * 96, 95.0]), atol=1.0, rtol=0)
+
+
+def test_the_second_look_at_fine_stripes_sees_grey_not_coarser_stripes(model, monkeypatch):
+    net, seen, plain = bird.load_model(model), [], bird.closer
+    stripes = (torch.arange(bird.STORED) % 2 * 255).to(torch.uint8).expand(2, 3, bird.STORED, bird.STORED).clone()
+    monkeypatch.setattr(bird, "closer", lambda *args: seen.append(plain(*args)) or seen[-1])
+    bird.predict(net, stripes, 64, torch.device("cpu"))
+    assert plain(stripes, torch.zeros(2, 2), 64).std() > 0.2               # as they would alias
+    assert seen[0].std() < 0.05
 
 
 def test_the_first_look_leaves_out_the_edges_and_says_where_in_the_photo(model, monkeypatch):
