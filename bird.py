@@ -475,24 +475,13 @@ def split(labels: Tensor, groups: Tensor, fraction: float, seed: int) -> tuple[T
 # 4. Augment whole batches, on the training device
 # ---------------------------------------------------------------------------------------------------------------------
 
-DRAWS = 13                                             # uniform numbers that one photo needs for one epoch
-PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
+DRAWS = 16                                             # uniform numbers that one photo needs for one epoch
 
 
 def stream(*key: int) -> torch.Generator:
     """A generator that depends on the numbers given (seed, epoch, ...) and on nothing that ran before."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def draws(photos: int, epoch: int, start: torch.Generator) -> Tensor:
-    """(photos, DRAWS) uniform numbers in 0..1 for one epoch, spread over a photo's epochs more evenly than chance does.
-
-    From a random start, each number moves on every epoch by the fraction of a prime's square root and wraps around
-    (Richtmyer 1951), so that few epochs already show a photo turned, cropped and lit in all ways.
-    """
-    steps = torch.tensor(PRIMES, dtype=torch.float64).sqrt()
-    return ((torch.rand(photos, DRAWS, generator=start, dtype=torch.float64) + epoch * steps) % 1).float()
 
 
 def settled(cfg: Config, epochs: int) -> Config:
@@ -1124,7 +1113,7 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
     rank = place()[0]
     randomness = stream(run.cfg.seed, run.epoch, rank)
     order = birds.fit[torch.randperm(len(birds.fit), generator=randomness)]
-    u = draws(len(birds.labels), run.epoch, stream(run.cfg.seed, rank))  # by photo
+    u = torch.rand(len(birds.labels), DRAWS, generator=randomness)       # by photo
     v = torch.rand(run.steps, 5, generator=randomness)                   # by step
     run.net.train()
     bar = progress(range(run.step, run.steps), run.steps, f"epoch {run.epoch + 1}/{run.epochs}")

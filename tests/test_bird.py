@@ -250,18 +250,6 @@ def test_a_photo_is_warped_the_same_in_any_company():
     assert together.max() <= 1
 
 
-def test_draws_are_uniform_and_a_photos_epochs_more_even_than_chance():
-    u = torch.stack([bird.draws(2000, epoch, bird.stream(0)) for epoch in range(16)])     # (epochs, photos, draws)
-    assert u.shape == (16, 2000, bird.DRAWS)
-    for epoch in (0, 15):
-        torch.testing.assert_close(u[epoch].quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0),
-                                   torch.tensor([0.25, 0.5, 0.75])[:, None].expand(3, bird.DRAWS), atol=0.05, rtol=0)
-    flips = (u < 0.5).float().mean(dim=0).std(dim=0)                       # of the share of epochs with a flip
-    assert flips.max() < 0.8 * 0.5 / 16**0.5                               # by chance: 0.5 / sqrt(epochs)
-    between = torch.corrcoef(u.flatten(0, 1).T) - torch.eye(bird.DRAWS)    # no dial follows another
-    assert between.abs().max() < 0.05
-
-
 def test_mixed_targets_hold_the_shares_of_the_pixels():
     target = torch.eye(4)
     x = torch.arange(4.0)[:, None, None, None].expand(4, 3, 20, 20).contiguous()      # photo k is all k
