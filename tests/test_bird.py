@@ -648,7 +648,7 @@ def test_a_broken_test_image_has_its_row(few, model, tmp_path, capsys):
 
 def test_the_second_look_is_where_the_evidence_is():
     net = bird.BirdNet(3).eval()
-    h = torch.zeros(3, 320, 5, 5)
+    h = torch.zeros(3, 256, 5, 5)
     h[0, 7, 1, 3] = 2                                  # one cell of row 1, column 3
     h[1, 7, 1, 3] = h[1, 7, 3, 3] = 2                  # two cells: their middle
     torch.nn.init.zeros_(net.head.weight)
