@@ -1244,9 +1244,9 @@ def ctrl_c_waits() -> Iterator[threading.Event]:
 def keep_pace(run: Run, birds: Birds) -> None:
     """Holds the plan against the clock after each epoch.
 
-    A slower machine: the next epochs are left out, no more at a time than the slowness asks for, and none once it is
-    over, so that a disturbance costs little. A faster one, seen in the first tenth or five epochs: all sizes are timed
-    again, once, for a longer plan.
+    A slower machine: the next epochs are left out, no more at a time than the slowness asks for. None are for a
+    disturbance that is over, nor early on for up to a fifth too much. A faster one, seen in the first half (or five
+    epochs): all sizes are timed again, once, for a longer plan.
     """
     recent = run.history[max(run.earlier, len(run.history) - max(5, run.epochs // 8)):]
     if not run.pace or run.epoch >= run.epochs or len(recent) < 3:
@@ -1259,13 +1259,13 @@ def keep_pace(run: Run, birds: Birds) -> None:
     slow_now = min(slow, slowness(recent[-4:]))
     left = 60 * run.cfg.budget * 0.98 - recent[-1]["seconds"]
     need = slow_now * sum(run.pace[size] for size in run.sizes()[run.epoch:])
-    if need > left:
+    if need > left * (1.2 - 0.2 * run.done()):         # early on, a little may yet go by
         skipped = min(math.ceil(need / max(left, 1e-9)) - 1, run.epochs - 1 - run.epoch)
         if skipped:
             run.epoch += skipped
             note(f"{slow_now:.2f} times as slow as planned: {skipped} epoch{'s are' if skipped > 1 else ' is'} left "
                  f"out to end in time (--epochs {run.epochs} has them all).")
-    elif slow < 0.9 and run.epoch <= max(5, 0.1 * run.epochs) and not run.timed_again:
+    elif slow < 0.9 and run.epoch <= max(5, 0.5 * run.epochs) and not run.timed_again:
         run.pace, run.timed_again = time_epochs(birds, run.cfg, run.device), True
         most = 1000 if run.epochs >= LONG else LONG - 1                # the dials stay as they are
         longer = epochs_within(0.96 * left, run.pace, run.photos, run.epoch, most)

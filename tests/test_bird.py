@@ -546,7 +546,17 @@ def test_a_disturbance_that_is_over_leaves_nothing_out(few):
     assert run.epoch > 6
 
 
-def test_a_machine_that_turns_out_faster_gets_a_longer_plan_at_the_start_only(few, capsys, monkeypatch):
+def test_little_slowness_leaves_epochs_out_late_but_not_early(few):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    run = paced(birds, 3, [10, 12.7, 15.4])            # 45.9 of 43.4 seconds: it may yet go by
+    bird.keep_pace(run, birds)
+    assert run.epoch == 3
+    run = paced(birds, 15, [42.6, 45.3, 48])           # 13.5 of 10.8
+    bird.keep_pace(run, birds)
+    assert run.epoch == 16
+
+
+def test_a_machine_that_turns_out_faster_gets_a_longer_plan_in_the_first_half_only(few, capsys, monkeypatch):
     birds = bird.read_birds(few, few.parent, bird.Config())
     timings = []
     monkeypatch.setattr(bird, "time_epochs", lambda *_: timings.append(1) or {64: 0.5, 96: 1.0, 128: 2.0})
