@@ -824,7 +824,7 @@ class Run:
     stale: int = 0                      # epochs since then
     history: list[dict] = field(default_factory=list)
     spent: float = 0.0                  # seconds in earlier processes
-    earlier: int = 0                    # epochs in earlier processes
+    earlier: int = 0                    # epochs in earlier processes, or before sizes were timed again
     started: float = field(default_factory=time.monotonic)
 
     PLAIN = ("epochs", "pace", "timed_again", "epoch", "step", "sums", "best", "best_state", "stale", "history")
@@ -1267,6 +1267,7 @@ def keep_pace(run: Run, birds: Birds) -> None:
                  f"out to end in time (--epochs {run.epochs} has them all).")
     elif slow < 0.9 and run.epoch <= max(5, 0.5 * run.epochs) and not run.timed_again:
         run.pace, run.timed_again = time_epochs(birds, run.cfg, run.device), True
+        run.earlier = len(run.history)                                 # the next epoch's seconds hold this timing
         most = 1000 if run.epochs >= LONG else LONG - 1                # the dials stay as they are
         longer = epochs_within(0.96 * left, run.pace, run.photos, run.epoch, most)
         if longer > run.epochs:
