@@ -553,16 +553,15 @@ def mix_images(x: Tensor, target: Tensor, u: Tensor, mix: float) -> tuple[Tensor
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Block(nn.Module):
-    """A 3 x 3 and a 1 x 1 convolution and a way past them (He et al. 2016); it averages before it strides (ResNet-D).
+    """Two 3 x 3 convolutions and a way past them (He et al. 2016); it averages before it strides (ResNet-D).
 
-    In equal time a second 3 x 3 convolution gives less than the epochs that it costs. A gated block weighs channels by
-    what the whole photo shows (squeeze and excitation, Hu et al. 2018).
+    A gated block weighs its channels by what the whole photo shows (squeeze and excitation, Hu et al. 2018).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: bool, gated: bool):
         super().__init__()
         self.body = nn.Sequential(*convolution(inputs, outputs, 3, stride, batch_norm), nn.ReLU(inplace=True),
-                                  *convolution(outputs, outputs, 1, 1, batch_norm))
+                                  *convolution(outputs, outputs, 3, 1, batch_norm))
         nn.init.zeros_(self.body[-1].get_parameter("weight"))   # a block starts as the identity (Goyal et al. 2017)
         self.gate = nn.Sequential(nn.Linear(outputs, outputs // 8), nn.ReLU(inplace=True),
                                   nn.Linear(outputs // 8, outputs), nn.Sigmoid()) if gated else None   # (B, C)
@@ -586,11 +585,11 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm:
 class BirdNet(nn.Module):
     """A residual network for photos of any size: RGB in 0..1 -> one logit a class.
 
-    `self.features` gives the last feature map, (B, 320, s/32, s/32), the one that Grad-CAM reads. Class names, class
+    `self.features` gives the last feature map, (B, 256, s/32, s/32), the one that Grad-CAM reads. Class names, class
     sizes and the image size at which the network reads best ride in the state_dict as plain values.
     """
 
-    STAGES = ((48, 1), (80, 1), (160, 2), (320, 2))    # channels and blocks at 1/4, 1/8, 1/16 and 1/32 of the side
+    STAGES = ((40, 1), (64, 1), (128, 2), (256, 2))    # channels and blocks at 1/4, 1/8, 1/16 and 1/32 of the side
 
     def __init__(self, classes: int = 10, *, dropout: float = 0.2, batch_norm: bool = True):
         super().__init__()
@@ -605,9 +604,10 @@ class BirdNet(nn.Module):
             for k in range(depth):
                 blocks.append(Block(inputs, outputs, 2 if stage > 0 and k == 0 else 1, batch_norm, gated=stage > 1))
                 inputs = outputs
+        conv, *norm = convolution(32, self.STAGES[0][0], 3, 1, batch_norm)
         self.features = nn.Sequential(
-            *convolution(3, 32, 3, 2, batch_norm=False), nn.MaxPool2d(2), nn.ReLU(inplace=True),   # 1/4 of the side
-            *convolution(32, self.STAGES[0][0], 3, 1, batch_norm), nn.ReLU(inplace=True),
+            *convolution(3, 32, 3, 2, batch_norm=False), nn.ReLU(inplace=True),
+            conv, nn.MaxPool2d(2), *norm, nn.ReLU(inplace=True),   # pooled first: a quarter is left to normalise
             *blocks)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(2 * inputs, classes)
@@ -616,12 +616,12 @@ class BirdNet(nn.Module):
         return self.read(self.see(x))
 
     def see(self, x: Tensor) -> Tensor:
-        """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, 320, s/32, s/32)."""
+        """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, 256, s/32, s/32)."""
         return self.features((x - self.mean[:, None, None]).div_(self.std[:, None, None]))
 
     def read(self, h: Tensor) -> Tensor:
         """The last feature map -> logits (B, K)."""
-        h = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)    # (B, 640), whatever the size
+        h = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)    # (B, 512), whatever the size
         return self.head(self.dropout(h))
 
     def gaze(self, h: Tensor) -> Tensor:
@@ -629,7 +629,7 @@ class BirdNet(nn.Module):
 
         It is the centre of mass of the class activation map (Zhou et al. 2016) of the averaged half of the head.
         """
-        weights = self.head.weight[self.read(h).argmax(dim=1), :h.shape[1]]                       # (B, 320)
+        weights = self.head.weight[self.read(h).argmax(dim=1), :h.shape[1]]                       # (B, 256)
         heat = F.relu(torch.einsum("bchw,bc->bhw", h, weights))
         heat = heat / heat.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)   # of no evidence at all, the middle
         across, down = (torch.arange(0.5, n, device=h.device) * 2 / n - 1 for n in (h.shape[3], h.shape[2]))
