@@ -824,7 +824,8 @@ class Run:
     stale: int = 0                      # epochs since then
     history: list[dict] = field(default_factory=list)
     spent: float = 0.0                  # seconds in earlier processes
-    earlier: int = 0                    # epochs in earlier processes, or before sizes were timed again
+    paced_from: int = 0                 # epochs whose seconds say nothing of the pace: of earlier processes, or before
+                                        # sizes were timed again
     started: float = field(default_factory=time.monotonic)
 
     PLAIN = ("epochs", "pace", "timed_again", "epoch", "step", "sums", "best", "best_state", "stale", "history")
@@ -856,7 +857,7 @@ class Run:
             optimiser.load_state_dict(saved)
         for name in self.PLAIN:
             setattr(self, name, state[name])
-        self.spent, self.earlier = state["spent"], len(self.history)
+        self.spent, self.paced_from = state["spent"], len(self.history)
 
 
 class Muon(torch.optim.Optimizer):
@@ -1246,9 +1247,10 @@ def keep_pace(run: Run, birds: Birds) -> None:
 
     A slower machine: the next epochs are left out, no more at a time than the slowness asks for. None are for a
     disturbance that is over, nor early on for up to a fifth too much. A faster one, seen in the first half (or five
-    epochs): all sizes are timed again, once, for a longer plan.
+    epochs): all sizes are timed again, once, for a longer plan; where the last epochs took longer than that tells,
+    all sizes are held to take as much longer.
     """
-    recent = run.history[max(run.earlier, len(run.history) - max(5, run.epochs // 8)):]
+    recent = run.history[max(run.paced_from, len(run.history) - max(5, run.epochs // 8)):]
     if not run.pace or run.epoch >= run.epochs or len(recent) < 3:
         return
 
@@ -1267,7 +1269,9 @@ def keep_pace(run: Run, birds: Birds) -> None:
                  f"out to end in time (--epochs {run.epochs} has them all).")
     elif slow < 0.9 and run.epoch <= max(5, 0.5 * run.epochs) and not run.timed_again:
         run.pace, run.timed_again = time_epochs(birds, run.cfg, run.device), True
-        run.earlier = len(run.history)                                 # the next epoch's seconds hold this timing
+        lag = max(1.0, slowness(recent))
+        run.pace = {size: lag * seconds for size, seconds in run.pace.items()}
+        run.paced_from = len(run.history)                              # the next epoch's seconds hold this timing
         most = 1000 if run.epochs >= LONG else LONG - 1                # the dials stay as they are
         longer = epochs_within(0.96 * left, run.pace, run.photos, run.epoch, most)
         if longer > run.epochs:

@@ -581,6 +581,14 @@ def test_a_machine_that_turns_out_faster_gets_a_longer_plan_in_the_first_half_on
     assert (run.epochs, len(timings)) == (56, 2)       # a short training keeps its dials, so it stays one
 
 
+def test_a_longer_plan_trusts_the_epochs_more_than_the_timed_steps(few, monkeypatch):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    monkeypatch.setattr(bird, "time_epochs", lambda *_: {64: 0.25, 96: 0.5, 128: 1.0})
+    run = paced(birds, 3, [10, 10.5, 11])              # epochs took twice as long as the steps tell: as in 44 epochs above
+    bird.keep_pace(run, birds)
+    assert (run.epochs, run.pace) == (44, {64: 0.5, 96: 1.0, 128: 2.0})
+
+
 def test_longer_trainings_see_larger_photos():
     epochs = (1, 10, 36, 37, 64, 110, 155, 230, 500)
     sizes = [bird.image_sizes(n, 3300) for n in epochs]
