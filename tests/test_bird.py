@@ -584,7 +584,7 @@ def test_a_machine_that_turns_out_faster_gets_a_longer_plan_in_the_first_half_on
 def test_a_longer_plan_trusts_the_epochs_more_than_the_timed_steps(few, monkeypatch):
     birds = bird.read_birds(few, few.parent, bird.Config())
     monkeypatch.setattr(bird, "time_epochs", lambda *_: {64: 0.25, 96: 0.5, 128: 1.0})
-    run = paced(birds, 3, [10, 10.5, 11])              # epochs took twice as long as the steps tell: as in 44 epochs above
+    run = paced(birds, 3, [10, 10.5, 11])              # epochs took twice as long as the steps tell
     bird.keep_pace(run, birds)
     assert (run.epochs, run.pace) == (44, {64: 0.5, 96: 1.0, 128: 2.0})
 
