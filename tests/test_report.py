@@ -226,6 +226,14 @@ def test_sentences_on_differences_follow_the_noise():
     assert say.not_measured(rows, known) == ["Not measured: without c."]
 
 
+@pytest.mark.parametrize(("score", "said"), [(0.9, "scored the same."), (0.875, "scored 0.0250 lower.")])
+def test_a_last_epoch_as_good_as_the_kept_one_is_said_to_be_so(score, said):
+    numbers = dict.fromkeys(("val_accuracy", "val_macro_f1", "val_loss", "train_loss", "train_accuracy"), 0.5)
+    rows = [{"epoch": 1, "epochs": 2, "best": True, "val_score": 0.9, **numbers},
+            {"epoch": 2, "epochs": 2, "best": False, "val_score": score, **numbers}]
+    assert say.training_bird(rows)[-1] == f"The last epoch, 2, {said}"
+
+
 def test_sentences_on_confusions_are_counts_of_the_table():
     table = np.array([[5, 0, 0], [3, 2, 0], [0, 1, 4]])
     told = " ".join(say.confusions(table, ["a", "b", "c"], "photos"))

@@ -26,7 +26,8 @@ def training_bird(rows: list[dict]) -> list[str]:
             f"In that epoch the training loss was {best['train_loss']:.3f} and the training accuracy "
             f"{best['train_accuracy']:.4f}, measured on the augmented photos while the network was learning from them."]
     if last is not best:
-        said.append(f"The last epoch, {last['epoch']}, scored {best['val_score'] - last['val_score']:.4f} lower.")
+        lower = f"{best['val_score'] - last['val_score']:.4f}"
+        said.append(f"The last epoch, {last['epoch']}, scored {'the same' if float(lower) == 0 else f'{lower} lower'}.")
     if last["epoch"] < last["epochs"]:
         said.append(f"{last['epochs']} epochs were planned; the training ended before that.")
     return said
