@@ -238,8 +238,16 @@ def test_sentences_on_confusions_are_counts_of_the_table():
     table = np.array([[5, 0, 0], [3, 2, 0], [0, 1, 4]])
     told = " ".join(say.confusions(table, ["a", "b", "c"], "photos"))
     assert "11 of the 15 photos are read right" in told
-    assert "3 of 5 b as a; 1 of 5 c as b (together 4 of the 4 errors)" in told
+    assert "3 of 5 b as a; 1 of 5 c as b (all 4 errors)" in told
     assert f"c is read best ({8 / 9:.3f}) and b worst ({4 / 8:.3f})" in told
+    told = " ".join(say.confusions(np.array([[5, 0, 0], [0, 4, 1], [0, 0, 5]]), ["a", "b", "c"], "photos"))
+    assert "1 of 5 b as c (the only error)" in told
+    table = np.array([[8, 1, 1, 0], [0, 9, 1, 0], [1, 1, 8, 0], [1, 0, 0, 9]])
+    told = " ".join(say.confusions(table, list("abcd"), "photos", most=2))
+    assert "1 of 10 a as b; 1 of 10 a as c (together 2 of the 6 errors)" in told
+    table = np.array([[3, 1, 0, 0], [1, 3, 0, 0], [0, 0, 4, 0], [0, 0, 0, 4]])
+    told = " ".join(say.confusions(table, list("abcd"), "photos"))
+    assert "2 classes are read best (1.000) and 2 classes worst (0.750)" in told
     assert "misread" not in " ".join(say.confusions(np.diag([2, 2]), ["a", "b"], "photos"))
 
 

@@ -96,13 +96,16 @@ def confusions(table: NDArray, names: list[str], what: str, most: int = 3) -> li
     pairs = [(int(off.flat[k]), *divmod(int(k), len(names))) for k in order if off.flat[k] > 0]
     if pairs:
         told = [f"{count} of {true[i]} {names[i]} as {names[j]}" for count, i, j in pairs]
-        said.append(f"Most often misread: {'; '.join(told)} (together {sum(count for count, *_ in pairs)} of the "
-                    f"{wrong} errors).")
+        together = sum(count for count, *_ in pairs)
+        share = f"together {together} of the {wrong} errors" if together < wrong else f"all {wrong} errors"
+        said.append(f"Most often misread: {'; '.join(told)} ({share if wrong > 1 else 'the only error'}).")
     f1 = 2 * right / np.maximum(true + table.sum(axis=0), 1)
     seen = np.flatnonzero(true)
     if len(seen) > 1 and f1[seen].min() < f1[seen].max():
-        high, low = seen[f1[seen].argmax()], seen[f1[seen].argmin()]
-        said.append(f"By F1, {names[high]} is read best ({f1[high]:.3f}) and {names[low]} worst ({f1[low]:.3f}).")
+        best, worst = (seen[f1[seen] == end] for end in (f1[seen].max(), f1[seen].min()))
+        who, whom = (names[tied[0]] if len(tied) == 1 else f"{len(tied)} classes" for tied in (best, worst))
+        said.append(f"By F1, {who} {'is' if len(best) == 1 else 'are'} read best ({f1[best[0]]:.3f}) and {whom} worst "
+                    f"({f1[worst[0]]:.3f}).")
     return said
 
 
