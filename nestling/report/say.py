@@ -97,8 +97,9 @@ def confusions(table: NDArray, names: list[str], what: str, most: int = 3) -> li
     if pairs:
         told = [f"{count} of {true[i]} {names[i]} as {names[j]}" for count, i, j in pairs]
         together = sum(count for count, *_ in pairs)
-        share = f"together {together} of the {wrong} errors" if together < wrong else f"all {wrong} errors"
-        said.append(f"Most often misread: {'; '.join(told)} ({share if wrong > 1 else 'the only error'}).")
+        whole = "the only error" if wrong == 1 else f"all {wrong} errors"
+        share = f"together {together} of the {wrong} errors" if together < wrong else whole
+        said.append(f"Most often misread: {'; '.join(told)} ({share}).")
     f1 = 2 * right / np.maximum(true + table.sum(axis=0), 1)
     seen = np.flatnonzero(true)
     if len(seen) > 1 and f1[seen].min() < f1[seen].max():
