@@ -37,6 +37,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+# Read when torch is loaded: a thread waits awake for a thirtieth of GNU OpenMP's usual time, then sleeps. Beside
+# another busy program a training is several times as fast so (bench/RESULTS.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import numpy as np
 import torch
 import torch.distributed as dist

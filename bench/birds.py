@@ -1,6 +1,7 @@
 """Birds: speed and score against what a user would otherwise take.
 
     python -m bench.birds speed [--photos 512]               # on photos drawn here, 1200 x 800 pixels
+    python -m bench.birds busy                               # training steps, alone and beside another busy program
     python -m bench.birds peers DATASET ASIDE --minutes 20   # on real photos; ASIDE is only scored, once a network
     python -m bench.birds uneven DATASET ASIDE --minutes 10  # a fifth of every second class, with and without weights
     python -m bench.birds copies --minutes 4                 # on a drawn set with known copies
@@ -16,7 +17,10 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -112,6 +116,11 @@ def batch_of_one(net: nn.Module, data: ImageFolder) -> list[int]:
     return [int(net(data[i][0][None]).argmax()) for i in range(len(data))]
 
 
+def precision() -> str:
+    """What bird.py multiplies in here. It names sections, so that each kind of processor keeps its own results."""
+    return str(bird.half_type(CPU) or torch.float32).removeprefix("torch.")
+
+
 def convolution_seconds(net: bird.BirdNet, batch: int) -> float:
     """Seconds of one training step's convolutions alone, forward and backward, in the precision of the training."""
     shapes: list[tuple[nn.Conv2d, torch.Size]] = []
@@ -202,13 +211,12 @@ def speed(photos: int) -> None:
                 shares.append(bare / (time.perf_counter() - start))
             return f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
 
-        kind = str(bird.half_type(CPU) or torch.float32).removeprefix("torch.")
+        kind = precision()
         of_convolutions = f"{share()} in {kind}"
         if kind != "float32":                            # as processors without matrix units do it
             with mock.patch.object(bird, "half_type", return_value=None):
                 run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())
                 of_convolutions += f", {share()} in float32"
-    # a section for each precision, so that a processor with matrix units and one without keep their own
     publish(f"birds-speed-{kind}", f"""### Speed of bird.py, training in {kind}
 
 {stamp([0], "python -m bench.birds speed")} {photos} drawn photos of 1200 x 800 px; ratios of 3 rounds in turn, median
@@ -220,6 +228,62 @@ def speed(photos: int) -> None:
 
 Share of the epoch's time at {SIZE} px in which the bare convolutions would be done (same shapes, same precision):
 {of_convolutions}.
+""")
+
+
+# ---- beside another busy program
+
+
+def steps() -> None:
+    """Prints the photos a second of training steps at 64 and at 128 px, medians of five, as JSON."""
+    bird.keep_freed_memory()
+    batch = torch.arange(64)
+    pixels = torch.randint(256, (64, 3, bird.STORED, bird.STORED), dtype=torch.uint8)
+    birds = bird.Birds(pixels, batch % 10, batch, batch, [str(k) for k in range(10)])
+    run = bird.new_run(birds, bird.Config(batch=64), 1, CPU, time.monotonic())
+    rates = {}
+    for size in (64, 128):
+        small = bird.resized(pixels, bird.side_for(size))
+
+        def step(small=small, size=size) -> None:
+            bird.train_step(run, small, birds.labels, size, torch.rand(64, bird.DRAWS), torch.rand(5))
+
+        step()
+        rates[str(size)] = 64 / statistics.median(in_turn({"step": step}, rounds=5)["step"])
+    print(json.dumps(rates))
+
+
+def busy() -> None:
+    """Training steps with bird.py's waiting threads and with GNU OpenMP's own, alone and beside a busy process."""
+    sides = {"bird.py": {}, "usual": {"GOMP_SPINCOUNT": "300000"}}       # the library's default
+    code = "import bird\nfrom bench.birds import steps\nsteps()"         # bird.py comes before torch, as in its own use
+    outer = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    rows = []
+    for where in ("alone", "beside a busy process"):
+        rates: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        with contextlib.ExitStack() as stack:
+            if where != "alone":
+                endless = [sys.executable, "-c", "while True: pass"]        # in a session of its own, as a program of
+                other = stack.enter_context(subprocess.Popen(endless, start_new_session=True))       # another window
+                stack.callback(other.kill)
+            for _, (name, setting) in itertools.product(range(3), sides.items()):
+                done = subprocess.run([sys.executable, "-c", code], env={**outer, **setting}, capture_output=True,
+                                      text=True, check=True)
+                rates[name].append(json.loads(done.stdout))
+        for size in ("64", "128"):
+            ours, usual = ([rate[size] for rate in rates[name]] for name in sides)
+            ratios = sorted(a / b for a, b in zip(ours, usual, strict=True))
+            rows.append(f"| {where}, {size} px | {statistics.median(ours):.0f} | {statistics.median(usual):.0f} | "
+                        f"{ratios[1]:.1f} ({ratios[0]:.1f} to {ratios[2]:.1f}) |")
+            print(rows[-1], flush=True)
+    publish(f"birds-busy-{precision()}", f"""### Beside another busy program, training in {precision()}
+
+{stamp([0], "python -m bench.birds busy")} Training steps of 64 photos, photos a second; ratios of 3 rounds in turn,
+median (lowest to highest). bird.py's threads wait awake for 10,000 turns and then sleep; GNU OpenMP's usual 300,000.
+
+| Where | bird.py | The usual wait | Ratio |
+|---|---|---|---|
+{chr(10).join(rows)}
 """)
 
 
@@ -297,11 +361,12 @@ def peers(data: Path, aside: Path, minutes: float, out: Path) -> None:
     for name, (spent, score) in final.items():
         epochs = [y for _, y in curves[name]]
         rows.append(f"| {name} | {spent:.1f} | {epochs[-1]:.4f} | {max(epochs):.4f} | {score:.4f} |")
-    publish("birds-peers", f"""### The same wall time
+    kind = precision()
+    publish(f"birds-peers-{kind}", f"""### The same wall time, bird.py training in {kind}
 
 {stamp([0], f"python -m bench.birds peers DATASET ASIDE --minutes {minutes:g}")} The same photos, the same split, from
-random weights; the others are fed by `ImageFolder` and `DataLoader(num_workers=2)`. On the fifth put aside bird.py
-reads with the weights that it saved, those of its best epoch, the others with their last.
+random weights; the others train in float32 and are fed by `ImageFolder` and `DataLoader(num_workers=2)`. On the fifth
+put aside bird.py reads with the weights that it saved, those of its best epoch, the others with their last.
 
 | Network | Minutes | Validation score, last epoch | best epoch | Score on the fifth put aside |
 |---|---|---|---|---|
@@ -402,6 +467,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.birds")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("speed").add_argument("--photos", type=int, default=512)
+    commands.add_parser("busy")
     of_peers = commands.add_parser("peers")
     of_peers.add_argument("dataset", type=Path)
     of_peers.add_argument("aside", type=Path)
@@ -415,6 +481,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "speed":
         speed(args.photos)
+    elif args.command == "busy":
+        busy()
     elif args.command == "peers":
         peers(args.dataset, args.aside, args.minutes, args.out)
     elif args.command == "uneven":

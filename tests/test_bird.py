@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -452,31 +453,68 @@ def test_short_plans_and_long_ones_are_timed_with_their_own_dials(few, monkeypat
     assert len(timed) == 3
 
 
-def test_torchrun_trains_one_network_in_two_processes(few, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               str(ROOT / "bird.py"), str(few)]
-    train = [*command, "train", "bird.pth", "--epochs", "3"]
-    done = subprocess.run(train, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP tells its settings on Linux")
+@pytest.mark.parametrize("program", ["bird", "vae"])
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(program):
+    for mine, expected in (({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        env = {**os.environ, "OMP_DISPLAY_ENV": "VERBOSE"}
+        env.pop("GOMP_SPINCOUNT", None)
+        told = subprocess.run([sys.executable, "-c", f"import {program}"], cwd=ROOT, env=env | mine, text=True,
+                              capture_output=True).stderr
+        assert f"GOMP_SPINCOUNT = '{expected}'" in told
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+IN_TWO = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", str(ROOT / "bird.py")]
+
+
+@pytest.fixture(scope="module")
+def pair(few, tmp_path_factory) -> tuple[Path, str]:
+    """Three epochs in two processes: the folder where they ran, and what they printed."""
+    folder = tmp_path_factory.mktemp("pair")
+    done = subprocess.run([*IN_TWO, str(few), "train", "bird.pth", "--epochs", "3"], cwd=folder, capture_output=True,
+                          text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("saved bird.pth") == 1                         # rank 0 alone speaks
-    assert done.stdout.count("epoch ") == 3
-    assert {path.name for path in tmp_path.iterdir()} == {"bird.pth", "bird.history.jsonl"}
-    rows = [json.loads(line) for line in (tmp_path / "bird.history.jsonl").read_text().splitlines()]
+    return folder, done.stdout
+
+
+def test_torchrun_trains_one_network_in_two_processes(pair, few):
+    folder, printed = pair
+    assert printed.count("saved bird.pth") == 1                             # rank 0 alone speaks
+    assert printed.count("epoch ") == 3
+    assert {path.name for path in folder.iterdir()} == {"bird.pth", "bird.history.jsonl"}
+    rows = [json.loads(line) for line in (folder / "bird.history.jsonl").read_text().splitlines()]
     birds = bird.read_birds(few, few.parent, bird.Config())
     assert rows[-1]["val_accuracy"] * len(birds.validation) % 1 < 1e-9      # of all validation photos, not of a share
-    state = torch.load(tmp_path / "bird.pth", weights_only=True)
-    net = bird.load_model(tmp_path / "bird.pth")
+    state = torch.load(folder / "bird.pth", weights_only=True)
+    net = bird.load_model(folder / "bird.pth")
     assert net.extra["counts"] == birds.counts().tolist()
     torch.testing.assert_close(state["mean"], bird.new_run(birds, bird.Config(), 1, torch.device("cpu"), 0.0).net.mean)
     p = bird.predict(net, birds.pixels, net.extra["size"], torch.device("cpu"), birds.validation, twice=False)
     right = (p.argmax(dim=1) == birds.labels[birds.validation]).float().mean().item()
     assert right == pytest.approx(next(row for row in reversed(rows) if row["best"])["val_accuracy"], abs=1e-6)
-    again = subprocess.run(train, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0
-    for a, b in zip(net.parameters(), bird.load_model(tmp_path / "bird.pth").parameters(), strict=True):
-        assert torch.equal(a, b)                                            # bit for bit
-    wrong = subprocess.run([*command[:-1], "nowhere", "train", "bird.pth"], cwd=tmp_path, capture_output=True,
-                           text=True, timeout=300)
+
+
+def test_torchrun_on_two_machines_trains_to_the_same_bits(pair, few, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = []
+    for rank, photos in enumerate([few, "nowhere"]):                        # only the first machine has the photos
+        (tmp_path / str(rank)).mkdir()
+        machines.append(subprocess.Popen(
+            [*TORCHRUN, "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port",
+             str(port), str(ROOT / "bird.py"), str(photos), "train", "bird.pth", "--epochs", "3"],
+            cwd=tmp_path / str(rank), env={**os.environ, "OMP_NUM_THREADS": "1"}))    # as torchrun sets it for two
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert {path.name for path in (tmp_path / "0").iterdir()} == {"bird.pth", "bird.history.jsonl"}
+    assert not list((tmp_path / "1").iterdir())
+    assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes()
+
+
+def test_torchrun_tells_a_mistake(tmp_path):
+    wrong = subprocess.run([*IN_TWO, "nowhere", "train", "bird.pth"], cwd=tmp_path, capture_output=True, text=True,
+                           timeout=300)
     assert wrong.returncode != 0
     assert "nowhere does not exist" in wrong.stderr
 
