@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 # Read when torch is loaded: a thread waits awake for a thirtieth of GNU OpenMP's usual time, then sleeps. Beside
-# another busy program a training is several times as fast so (bench/RESULTS.md).
+# another busy program bird.py's steps are several times as fast so (bench/RESULTS.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import numpy as np
