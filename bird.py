@@ -1142,9 +1142,7 @@ def validate(run: Run, birds: Birds, seconds: float) -> dict:
     judged = run.averaged if run.cfg.average else deepcopy(run.net).eval()
     average_statistics(judged)
     judged.extra["size"] = size
-    p = gathered(predict(judged, birds.pixels, size, run.device, birds.validation, twice=False))
-    truth = gathered(birds.labels[birds.validation])
-    macro, micro = scores(truth.tolist(), p.argmax(dim=1).tolist())
+    p, truth, macro, micro = judge(judged, birds, run.device)
     loss_sum, right, seen = add_up(torch.tensor(run.sums, dtype=torch.float64)).tolist()
     row = {"epoch": run.epoch + 1, "epochs": run.epochs, "size": size, "lr": run.optimisers[0].param_groups[0]["lr"],
            "train_loss": loss_sum / seen, "train_accuracy": right / seen,
@@ -1155,6 +1153,35 @@ def validate(run: Run, birds: Birds, seconds: float) -> dict:
     if row["best"]:
         run.best, run.best_state = row["val_score"], deepcopy(judged.state_dict())
     return row
+
+
+def judge(net: BirdNet, birds: Birds, device: torch.device) -> tuple[Tensor, Tensor, float, float]:
+    """Of all processes' validation photos, looked at once: probabilities (V, K), labels (V,), macro and micro F1."""
+    p = gathered(predict(net, birds.pixels, net.extra["size"], device, birds.validation, twice=False))
+    truth = gathered(birds.labels[birds.validation])
+    return p, truth, *scores(truth.tolist(), p.argmax(dim=1).tolist())
+
+
+def finish(run: Run, birds: Birds) -> tuple[dict, float]:
+    """The best weights with batch statistics of plain photos: their state_dict and validation score.
+
+    Batches of training are of augmented crops. Here the statistics are taken anew, of photos to fit as `predict` looks
+    at them (as Touvron et al. 2019 do for another size); no weight changes.
+    """
+    net = run.averaged
+    net.load_state_dict(run.best_state)
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    some = min(1024, len(birds.fit) // 128 * 128 or len(birds.fit))             # batches of one length weigh the same
+    rows = birds.fit[torch.randperm(len(birds.fit), generator=stream(run.cfg.seed, place()[0]))[:some]]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None                           # the mean over all batches
+        norm.train()
+    if norms:
+        predict(net, birds.pixels, net.extra["size"], run.device, rows)
+    average_statistics(net.eval())
+    _, _, macro, micro = judge(net, birds, run.device)
+    return net.state_dict(), (macro + micro) / 2
 
 
 def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> None:
@@ -1206,10 +1233,11 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
                     keep_pace(run, birds)
         if not run.best_state:
             raise Mistake(f"{model_path} is not written: no epoch ended with a finite loss; try a lower learning rate.")
+        best, score = finish(run, birds)
         if first:
-            save_atomic(model_path, run.best_state)
+            save_atomic(model_path, best)
             resume_path.unlink(missing_ok=True)
-            print(f"saved {model_path}: validation score {run.best:.4f}, {run.seconds() / 60:.1f} minutes")
+            print(f"saved {model_path}: validation score {score:.4f}, {run.seconds() / 60:.1f} minutes")
 
 
 def read_resume(path: Path, key: list) -> dict | None:
