@@ -5,6 +5,7 @@
     python -m bench.birds peers DATASET ASIDE --minutes 20   # on real photos; ASIDE is only scored, once a network
     python -m bench.birds uneven DATASET ASIDE --minutes 10  # a fifth of every second class, with and without weights
     python -m bench.birds copies --minutes 4                 # on a drawn set with known copies
+    python -m bench.birds copies DATASET ASIDE --minutes 10  # on real photos, with copies made of some
 
 Every comparison is a ratio within one run, the two sides in turn. The tables go into bench/RESULTS.md, the curves of
 `peers` into docs/birds.png.
@@ -29,9 +30,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms as T
@@ -39,7 +42,7 @@ from torchvision.datasets import ImageFolder
 
 import bird
 from bench.table import publish, stamp
-from nestling.data.birds import make_birds
+from nestling.data.birds import QUALITY, TURNS, make_birds, turned
 from nestling.data.drawn import SPECIES, draw
 
 CPU = torch.device("cpu")
@@ -429,13 +432,18 @@ def uneven(data: Path, aside: Path, minutes: float) -> None:
 """)
 
 
-def copies(minutes: float) -> None:
+def copies(data: Path | None, aside: Path | None, minutes: float) -> None:
     """How many of the known copies are found, and what the split is worth that keeps them on one side."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "birds"
-        make_birds(folder, copies=0.4)
-        known = json.loads((folder / "copies.json").read_text())
+        if data is None:
+            make_birds(folder, copies=0.4)
+            known = {folder / copy: folder / entry["of"]
+                     for copy, entry in json.loads((folder / "copies.json").read_text()).items()}
+        else:
+            known = add_copies(data, folder / "train", 0.4)
+        new = aside or folder / "test"
         for kept in (True, False):
             model = Path(name) / f"{kept}.pth"
             apart = mock.patch.object(bird, "near_duplicates", lambda photos: torch.arange(len(photos.pixels)))
@@ -443,23 +451,41 @@ def copies(minutes: float) -> None:
                 bird.train(folder / "train", model, bird.Config(budget=minutes))
             score = max(json.loads(line)["val_score"]
                         for line in model.with_suffix(".history.jsonl").read_text().splitlines())
-            test = sum(score_on(model, folder / "test")) / 2
+            test = sum(score_on(model, new)) / 2
             rows.append(f"| {'kept on one side' if kept else 'split at random'} | {score:.4f} | {test:.4f} | "
                         f"{score - test:+.4f} |")
         paths, _ = bird.find_images(folder / "train")
         groups = bird.near_duplicates(bird.decode(paths))
-    where = {str(path.relative_to(folder)): k for k, path in enumerate(paths)}
-    pairs = [(where[copy], where[entry["of"]]) for copy, entry in known.items()]
-    found = sum(bool(groups[a] == groups[b]) for a, b in pairs)
-    publish("birds-copies", f"""### Copies of photos
+    where = {path: k for k, path in enumerate(paths)}
+    found = sum(bool(groups[where[copy]] == groups[where[original]]) for copy, original in known.items())
+    kind = "drawn" if data is None else "real"
+    publish("birds-copies" + "-real" * (data is not None), f"""### Copies of {kind} photos
 
-{stamp([0], f"python -m bench.birds copies --minutes {minutes:g}")} {len(paths)} drawn photos, {len(pairs)} of them
-mirrored, turned, cropped or re-compressed copies of others: {found} are found, in {len(groups.unique())} groups.
+{stamp([0], f"python -m bench.birds copies {'DATASET ASIDE ' * (data is not None)}--minutes {minutes:g}")} {len(paths)}
+{kind} photos, {len(known)} of them mirrored, turned, cropped or re-compressed copies of others: {found} are found, in
+{len(groups.unique())} groups. Both networks are scored on the same new photos, which are no copies.
 
 | Copies | Validation score | Score on new photos | Validation promises too much by |
 |---|---|---|---|
 {chr(10).join(rows)}
 """)
+
+
+def add_copies(data: Path, out: Path, share: float) -> dict[Path, Path]:
+    """Links to all photos of `data` in `out`, and turned copies of a share of them; for each copy, its original."""
+    rng, known = np.random.default_rng(0), {}
+    for path in bird.find_images(data)[0]:
+        original = out / path.relative_to(data)
+        original.parent.mkdir(parents=True, exist_ok=True)
+        original.symlink_to(path.resolve())
+        if rng.random() < share:
+            how = str(rng.choice(list(TURNS)))
+            by = int(rng.integers(TURNS[how][0], TURNS[how][1] + 1))
+            copy = original.with_name(f"copy-{path.stem}.jpg")
+            square = bird.to_rgb(Image.open(path)).resize((256, 256))
+            turned(square, how, by).save(copy, quality=by if how == "recompressed" else QUALITY)
+            known[copy] = original
+    return known
 
 
 def main() -> None:
@@ -477,7 +503,10 @@ def main() -> None:
     of_uneven.add_argument("dataset", type=Path)
     of_uneven.add_argument("aside", type=Path)
     of_uneven.add_argument("--minutes", type=float, default=10)
-    commands.add_parser("copies").add_argument("--minutes", type=float, default=4)
+    of_copies = commands.add_parser("copies")
+    of_copies.add_argument("dataset", type=Path, nargs="?")
+    of_copies.add_argument("aside", type=Path, nargs="?")
+    of_copies.add_argument("--minutes", type=float, default=4)
     args = parser.parse_args()
     if args.command == "speed":
         speed(args.photos)
@@ -487,8 +516,10 @@ def main() -> None:
         peers(args.dataset, args.aside, args.minutes, args.out)
     elif args.command == "uneven":
         uneven(args.dataset, args.aside, args.minutes)
+    elif args.dataset and not args.aside:
+        parser.error(f"{args.dataset} is to be trained on; name new photos to score too, or neither.")
     else:
-        copies(args.minutes)
+        copies(args.dataset, args.aside, args.minutes)
 
 
 if __name__ == "__main__":
