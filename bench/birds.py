@@ -30,6 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
 
+import bird  # noqa: I001 - before torch, as it settles how long torch's threads wait awake, on both sides
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,6 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-import bird
 from bench.table import publish, stamp
 from nestling.data.birds import QUALITY, TURNS, make_birds, turned
 from nestling.data.drawn import SPECIES, draw
