@@ -30,7 +30,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
 
-import bird  # noqa: I001 - before torch, as it settles how long torch's threads wait awake, on both sides
+import bird         # before torch, as it settles how long torch's threads wait awake, on both sides
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
