@@ -30,7 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
 
-import bird         # before torch, as it settles how long torch's threads wait awake, on both sides
+import bird  # before torch, as it settles how long torch's threads wait awake, on both sides
 
 # isort: split
 import numpy as np
