@@ -225,7 +225,8 @@ def speed(photos: int) -> None:
     publish(f"birds-speed-{kind}", f"""### Speed of bird.py, training in {kind}
 
 {stamp([0], "python -m bench.birds speed")} {photos} drawn photos of 1200 x 800 px; ratios of 3 rounds in turn, median
-(lowest to highest); the other side trains in float32. Both sides give photos a second.
+(lowest to highest); the other side trains in float32. Both sides give photos a second; waiting threads sleep on both
+sides as bird.py has them.
 
 | What | bird.py | Otherwise | Ratio |
 |---|---|---|---|
