@@ -466,7 +466,8 @@ def copies(data: Path | None, aside: Path | None, minutes: float) -> None:
 
 {stamp([0], f"python -m bench.birds copies {'DATASET ASIDE ' * (data is not None)}--minutes {minutes:g}")} {len(paths)}
 {kind} photos, {len(known)} of them mirrored, turned, cropped or re-compressed copies of others: {found} are found, in
-{len(groups.unique())} groups. Both networks are scored on the same new photos, which are no copies.
+{len(groups.unique())} groups. Both networks are scored on the same new photos, which are no copies;
+there they look twice, in validation once.
 
 | Copies | Validation score | Score on new photos | Validation promises too much by |
 |---|---|---|---|
