@@ -13,8 +13,9 @@ from torch.distributions import Normal, kl_divergence
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import bird  # noqa: E402
 import vae  # noqa: E402
-from bench import digits, mixture, table  # noqa: E402
+from bench import birds, digits, mixture, table  # noqa: E402
 
 
 @pytest.fixture
@@ -148,3 +149,14 @@ def test_ten_digits_share_no_image(tmp_path):
     assert sum(len(part["data"]) for part in parts.values()) == 1797
     seen = [image.tobytes() for part in parts.values() for image in part["data"]]
     assert len(set(seen)) == len(seen)
+
+
+def test_copies_are_known_and_lie_beside_links_to_all_photos(drawn, tmp_path):
+    known = birds.add_copies(drawn / "test", tmp_path / "set", 0.5)
+    photos, (paths, _) = bird.find_images(drawn / "test")[0], bird.find_images(tmp_path / "set")
+    assert {path.resolve() for path in paths if path.is_symlink()} == {path.resolve() for path in photos}
+    assert {path for path in paths if not path.is_symlink()} == known.keys()
+    assert 0.3 < len(known) / len(photos) < 0.7
+    groups = dict(zip(paths, bird.near_duplicates(bird.decode(paths)).tolist(), strict=True))
+    found = [groups[copy] == groups[original] for copy, original in known.items()]
+    assert np.mean(found) > 0.9

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -668,7 +669,7 @@ def test_a_finished_network_has_the_batch_statistics_of_what_predict_looks_at(fe
     finished = []
     for junk in (0.0, 3.0):                            # what the statistics were does not matter
         run.best_state = {name: value + junk if "running" in name else value for name, value in trained.items()}
-        finished.append(bird.finish(run, birds))
+        finished.append(deepcopy(bird.finish(run, birds)))
     (state, score), (other, other_score) = finished
     assert score == other_score
     assert all(torch.equal(state[name], other[name]) for name in state if name != "_extra_state")
