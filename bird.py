@@ -1078,13 +1078,17 @@ def time_epochs(birds: Birds, cfg: Config, device: torch.device) -> dict[int, fl
     """Seconds of an epoch at each image size, with its validation.
 
     Two to five steps are timed at each of three sizes, fewer once they cost a hundredth of the budget, on a network
-    thrown away after; between the sizes, time goes with the area. cfg: `settled`.
+    thrown away after; time goes with the area between the sizes and beyond. The largest size, whose steps are slow, is
+    left out where the budget is too short for more than the first row of SIZES. cfg: `settled`.
     """
     run = new_run(birds, cfg, 1000, device, time.monotonic())
-    timed = {}                                                          # seconds of an epoch, by area
+    timed: dict[int, float] = {}                                        # seconds of an epoch, by size
     batch = birds.fit[:run.batch]
     sizes = sorted({size for ladder in SIZES.values() for _, size in ladder})
-    for size in (sizes[0], sizes[len(sizes) // 2], sizes[-1]):
+    (_, first_row), (more, _) = list(SIZES.items())[:2]
+    for size in (first_row[0][1], first_row[-1][1], sizes[-1]):
+        if size == sizes[-1] and timed[sizes[0]] * more / run.photos > 60 * cfg.budget:
+            break
         times: list[float] = []
         cost = torch.zeros(())                                          # over all processes, so that they stop together
         while len(times) < 2 or (len(times) < 5 and cost / place()[1] < 0.01 * 60 * cfg.budget):
@@ -1094,8 +1098,11 @@ def time_epochs(birds: Birds, cfg: Config, device: torch.device) -> dict[int, fl
             times.append(time.perf_counter() - start)
             cost = add_up(torch.tensor(sum(times)))
         # the first step warms up; a forward pass, for the validation, costs about 0.4 of a step
-        timed[size**2] = min(times[1:]) * (run.steps + 0.4 * len(birds.validation) / len(batch))
-    return from_first(lambda: {size: float(np.interp(size**2, list(timed), list(timed.values()))) for size in sizes})
+        seconds = min(times[1:]) * (run.steps + 0.4 * len(birds.validation) / len(batch))
+        timed[size] = add_up(torch.tensor(seconds)).item() / place()[1]
+    last = max(timed)
+    return {size: float(np.interp(size**2, [s**2 for s in timed], list(timed.values()))) * max(1, (size / last)**2)
+            for size in sizes}
 
 
 def epochs_within(left: float, pace: dict[int, float], photos: int, first: int = 0, most: int = 1000) -> int:

@@ -454,6 +454,19 @@ def test_short_plans_and_long_ones_are_timed_with_their_own_dials(few, monkeypat
     assert len(timed) == 3
 
 
+def test_large_photos_are_timed_only_where_the_budget_reaches_them(few, monkeypatch):
+    birds, steps = bird.read_birds(few, few.parent, bird.Config()), []
+    clock = iter(range(10**6))                         # a second passes between two looks at it, so a step takes one
+    monkeypatch.setattr(bird, "train_step", lambda run, pixels, labels, size, u, v: steps.append(size))
+    monkeypatch.setattr(bird.time, "perf_counter", lambda: next(clock))
+    for hours, largest in ((1, 128), (100, 208)):      # an epoch takes 6 seconds, 120,000 photos 8 hours
+        cfg = bird.settled(bird.Config(budget=60 * hours, batch=4), 1)
+        pace = bird.time_epochs(birds, cfg, torch.device("cpu"))
+        assert max(steps) == largest
+        assert list(pace) == sorted({size for ladder in bird.SIZES.values() for _, size in ladder})
+        assert pace[208] == pytest.approx(pace[128] * (1 if largest == 208 else (208 / 128)**2))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP tells its settings on Linux")
 @pytest.mark.parametrize("program", ["bird", "vae"])
 def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(program):
