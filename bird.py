@@ -1169,8 +1169,8 @@ def judge(net: BirdNet, birds: Birds, device: torch.device) -> tuple[Tensor, Ten
     return p, truth, *scores(truth.tolist(), p.argmax(dim=1).tolist())
 
 
-def finish(run: Run, birds: Birds) -> tuple[dict, float]:
-    """The best weights with batch statistics of plain photos: their state_dict and validation score.
+def finish(run: Run, birds: Birds) -> tuple[dict, float, float]:
+    """The best weights with batch statistics of plain photos: their state_dict, macro and micro F1 in validation.
 
     Batches of training are of augmented crops. Here the statistics are taken anew, of photos to fit as `predict` looks
     at them (as Touvron et al. 2019 do for another size); no weight changes.
@@ -1188,12 +1188,13 @@ def finish(run: Run, birds: Birds) -> tuple[dict, float]:
         predict(net, birds.pixels, net.extra["size"], run.device, rows)
     average_statistics(net.eval())
     _, _, macro, micro = judge(net, birds, run.device)
-    return net.state_dict(), (macro + micro) / 2
+    return net.state_dict(), macro, micro
 
 
-def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> None:
+def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> tuple[float, float]:
     """Trains on the photos in `folder`; saves the best averaged weights as a state_dict at `model_path`.
 
+    Returns macro and micro F1 of what is saved, on the validation photos.
     Beside it stand <name>.history.jsonl, one line an epoch, and, while it runs, <name>.resume.pt.
     """
     started = time.monotonic()
@@ -1240,11 +1241,12 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> N
                     keep_pace(run, birds)
         if not run.best_state:
             raise Mistake(f"{model_path} is not written: no epoch ended with a finite loss; try a lower learning rate.")
-        best, score = finish(run, birds)
+        best, macro, micro = finish(run, birds)
         if first:
             save_atomic(model_path, best)
             resume_path.unlink(missing_ok=True)
-            print(f"saved {model_path}: validation score {score:.4f}, {run.seconds() / 60:.1f} minutes")
+            print(f"saved {model_path}: validation score {(macro + micro) / 2:.4f}, {run.seconds() / 60:.1f} minutes")
+        return macro, micro
 
 
 def read_resume(path: Path, key: list) -> dict | None:

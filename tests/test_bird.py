@@ -683,7 +683,7 @@ def test_a_finished_network_has_the_batch_statistics_of_what_predict_looks_at(fe
     for junk in (0.0, 3.0):                            # what the statistics were does not matter
         run.best_state = {name: value + junk if "running" in name else value for name, value in trained.items()}
         finished.append(deepcopy(bird.finish(run, birds)))
-    (state, score), (other, other_score) = finished
+    (state, *score), (other, *other_score) = finished
     assert score == other_score
     assert all(torch.equal(state[name], other[name]) for name in state if name != "_extra_state")
     changed = {name for name in state if name != "_extra_state" and not torch.equal(state[name], trained[name])}
@@ -697,7 +697,7 @@ def test_a_finished_network_has_the_batch_statistics_of_what_predict_looks_at(fe
     assert len(seen) == 2
     torch.testing.assert_close(state[f"{first}.running_mean"], torch.cat(seen).mean(dim=(0, 2, 3)))
     p = bird.predict(net, birds.pixels, size, cpu, birds.validation, twice=False)
-    assert score == pytest.approx(np.mean(bird.scores(birds.labels[birds.validation].tolist(), p.argmax(1).tolist())))
+    assert score == pytest.approx(bird.scores(birds.labels[birds.validation].tolist(), p.argmax(1).tolist()))
 
 
 def test_it_learns_drawn_birds(drawn, tmp_path):
