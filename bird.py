@@ -100,12 +100,10 @@ class Config:
 
 
 STORED = 240                        # px; each photo is kept at this size, every training size is made from it
-SIZES = {0: ((0.4, 64), (0.8, 96), (1.0, 128)),         # from this many photos seen on, counted each time: up to this
-         120_000: ((0.4, 80), (0.8, 112), (1.0, 144)),  # share of the epochs, this many px; small and quick first, and
-         200_000: ((0.4, 96), (0.8, 128), (1.0, 160)),  # larger where there is the time
-         350_000: ((0.4, 112), (0.8, 144), (1.0, 176)),
-         500_000: ((0.4, 128), (0.8, 160), (1.0, 192)),
-         750_000: ((0.4, 144), (0.8, 176), (1.0, 208))}
+SIZES = ((0.4, 64, 1.4), (0.8, 96, 1.2), (1.0, 128, 1.0))   # up to this share of the epochs, this many px: small and
+LARGER = (120_000, 200_000, 350_000, 500_000, 750_000)      # quick first; and 16 px more from each of these numbers of
+                                    # photos seen on, counted each time, times the last number of SIZES, so that no
+                                    # two sizes grow at once and a little more time always buys a little more
 MIDDLE, CLOSER = 0.9, 0.7           # sides of the two looks at a photo to be labelled, as shares of the photo's
 
 
@@ -1045,8 +1043,14 @@ def average(averaged: nn.Module, net: nn.Module, decay: float) -> None:
 
 def image_sizes(epochs: int, photos: int) -> list[int]:
     """Pixels a side for each of `epochs` epochs of `photos` photos, full size last; a function of these two alone."""
-    ladder = SIZES[max(least for least in SIZES if least <= epochs * photos)]
+    ladder = [(share, size + 16 * sum(epochs * photos >= later * seen for seen in LARGER))
+              for share, size, later in SIZES]
     return [next(size for share, size in ladder if epoch + 1 <= share * epochs + 1e-9) for epoch in range(epochs)]
+
+
+def all_sizes() -> list[int]:
+    """Every size that `image_sizes` can give."""
+    return sorted({size + 16 * times for _, size, _ in SIZES for times in range(len(LARGER) + 1)})
 
 
 def side_for(size: int) -> int:
@@ -1079,15 +1083,14 @@ def time_epochs(birds: Birds, cfg: Config, device: torch.device) -> dict[int, fl
 
     Two to five steps are timed at each of three sizes, fewer once they cost a hundredth of the budget, on a network
     thrown away after; time goes with the area between the sizes and beyond. The largest size, whose steps are slow, is
-    left out where the budget is too short for more than the first row of SIZES. cfg: `settled`.
+    left out where the budget is too short for any larger than SIZES has. cfg: `settled`.
     """
     run = new_run(birds, cfg, 1000, device, time.monotonic())
     timed: dict[int, float] = {}                                        # seconds of an epoch, by size
     batch = birds.fit[:run.batch]
-    sizes = sorted({size for ladder in SIZES.values() for _, size in ladder})
-    (_, first_row), (more, _) = list(SIZES.items())[:2]
-    for size in (first_row[0][1], first_row[-1][1], sizes[-1]):
-        if size == sizes[-1] and timed[sizes[0]] * more / run.photos > 60 * cfg.budget:
+    sizes = all_sizes()
+    for size in (SIZES[0][1], SIZES[-1][1], sizes[-1]):
+        if size == sizes[-1] and timed[sizes[0]] * LARGER[0] / run.photos > 60 * cfg.budget:
             break
         times: list[float] = []
         cost = torch.zeros(())                                          # over all processes, so that they stop together

@@ -320,7 +320,7 @@ def birds(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("explain") / "birds"
     make_birds(out, per_class=5, size=64, workers=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bird, "SIZES", {0: ((1.0, 64),)})
+        patch.setattr(bird, "SIZES", ((1.0, 64, 1.0),))
         bird.train(out / "train", out / "bird.pth", bird.Config(epochs=1, batch=16))
     return out
 
