@@ -75,8 +75,7 @@ class Config:
     zoom: float = OPEN              # the shortest side of a crop, as a share of the photo's
     stretch: float = 0.2            # log of the aspect ratio, either way
     colour: float = OPEN            # brightness, contrast, saturation and tint, each 1 +- this (tint a third)
-    mix: float = OPEN               # probability that a batch is mixed by CutMix or mixup (half each), but in the last
-                                    # fifth, 30 epochs at most
+    mix: float = OPEN               # probability that a batch is mixed, but in the last fifth, 30 epochs at most
     # learning
     lr: float = 8e-3                # peak step size of Muon and AdamW
     weight_decay: float = 0.4       # on weights of convolutions and head only
@@ -527,27 +526,15 @@ def mix_share(done: float, epochs: int, cfg: Config) -> float:
     return 0.0 if 1 - done <= min(0.2, 30 / epochs) + 1e-9 else cfg.mix     # unmixed photos are fitted in a few epochs
 
 
-def mix_images(x: Tensor, target: Tensor, u: Tensor, mix: float) -> tuple[Tensor, Tensor]:
-    """Half of the mixed batches by CutMix (Yun et al. 2019), half by mixup (Zhang et al. 2018), with its neighbour.
+def mixup(x: Tensor, target: Tensor, u: Tensor, mix: float) -> tuple[Tensor, Tensor]:
+    """Each photo of a mixed batch with its neighbour (Zhang et al. 2018); the batch is shuffled, so that is chance.
 
-    x (B, 3, s, s); target (B, K) one-hot; u (5,) uniform numbers of this step. The batch is shuffled already, so the
-    neighbour is a random partner.
+    x (B, 3, s, s); target (B, K) one-hot; u (2,) uniform numbers of this step.
     """
     if u[0] >= mix:
         return x, target
-    other, size = x.roll(1, dims=0), x.shape[-1]
-    if u[1] < 0.5:
-        share = 0.5 + 0.5 * (1 - u[2]) ** 2            # of the photo itself
-        mixed = share * x + (1 - share) * other
-    else:
-        half = (size * (1 - u[2]).sqrt() / 2).int()    # a square of a random area, cut off at the edge
-        top, left = ((size * v).int() for v in u[3:5])
-        rows = slice(max(0, int(top - half)), int(top + half))
-        columns = slice(max(0, int(left - half)), int(left + half))
-        mixed = x.clone()
-        mixed[:, :, rows, columns] = other[:, :, rows, columns]
-        share = 1 - torch.tensor(mixed[0, 0, rows, columns].numel() / size**2)
-    return mixed, share * target + (1 - share) * target.roll(1, dims=0)
+    share = 0.5 + 0.5 * (1 - u[1]) ** 2                # of the photo itself
+    return share * x + (1 - share) * x.roll(1, dims=0), share * target + (1 - share) * target.roll(1, dims=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -970,11 +957,11 @@ def keep_freed_memory() -> None:
 
 
 def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v: Tensor) -> None:
-    """One step on one batch: pixels (B, 3, S, S) uint8, labels (B,), u (B, DRAWS) and v (5,) uniform."""
+    """One step on one batch: pixels (B, 3, S, S) uint8, labels (B,), u (B, DRAWS) and v (2,) uniform."""
     cfg, device = run.cfg, run.device
     x = augment(pixels.to(device), size, u.to(device), cfg)                               # (B, 3, size, size) in 0..1
     target = F.one_hot(labels.to(device), len(run.weights)).float()                       # (B, K)
-    x, target = mix_images(x, target, v, mix_share(run.done(), run.epochs, cfg))
+    x, target = mixup(x, target, v, mix_share(run.done(), run.epochs, cfg))
     for group in (group for optimiser in run.optimisers for group in optimiser.param_groups):
         group["lr"] = cfg.lr * rate(run.done(), cfg)
     with mixed_precision(device):
@@ -1097,7 +1084,7 @@ def time_epochs(birds: Birds, cfg: Config, device: torch.device) -> dict[int, fl
         while len(times) < 2 or (len(times) < 5 and cost / place()[1] < 0.01 * 60 * cfg.budget):
             start = time.perf_counter()
             train_step(run, resized(birds.pixels[batch], side_for(size)), birds.labels[batch], size,
-                       torch.rand(len(batch), DRAWS), torch.rand(5))
+                       torch.rand(len(batch), DRAWS), torch.rand(2))
             times.append(time.perf_counter() - start)
             cost = add_up(torch.tensor(sum(times)))
         # the first step warms up; a forward pass, for the validation, costs about 0.4 of a step
@@ -1129,7 +1116,7 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
     randomness = stream(run.cfg.seed, run.epoch, rank)
     order = birds.fit[torch.randperm(len(birds.fit), generator=randomness)]
     u = torch.rand(len(birds.labels), DRAWS, generator=randomness)       # by photo
-    v = torch.rand(run.steps, 5, generator=randomness)                   # by step
+    v = torch.rand(run.steps, 2, generator=randomness)                   # by step
     run.net.train()
     bar = progress(range(run.step, run.steps), run.steps, f"epoch {run.epoch + 1}/{run.epochs}")
     for step in bar:

@@ -252,7 +252,7 @@ def steps() -> None:
         small = bird.resized(pixels, bird.side_for(size))
 
         def step(small=small, size=size) -> None:
-            bird.train_step(run, small, birds.labels, size, torch.rand(64, bird.DRAWS), torch.rand(5))
+            bird.train_step(run, small, birds.labels, size, torch.rand(64, bird.DRAWS), torch.rand(2))
 
         step()
         rates[str(size)] = 64 / statistics.median(in_turn({"step": step}, rounds=5)["step"])

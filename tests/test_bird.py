@@ -257,11 +257,12 @@ def test_mixed_targets_hold_the_shares_of_the_pixels():
     target = torch.eye(4)
     x = torch.arange(4.0)[:, None, None, None].expand(4, 3, 20, 20).contiguous()      # photo k is all k
     for seed in range(20):
-        u = torch.rand(5, generator=torch.Generator().manual_seed(seed))
-        u[0] = 0
-        mixed, shares = bird.mix_images(x, target, u, mix=1.0)
+        u = torch.rand(2, generator=torch.Generator().manual_seed(seed))
+        mixed, shares = bird.mixup(x, target, u, mix=1.0)
         torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))
         torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), shares @ torch.arange(4.0), atol=1e-5, rtol=0)
+        assert 0.5 <= shares.diagonal().min() == shares.diagonal().max() < 1
+    assert bird.mixup(x, target, torch.tensor([0.3, 0.5]), mix=0.3) == (x, target)     # drawn at or above: not mixed
 
 
 def test_only_long_trainings_are_mixed_and_cut_small():
