@@ -7,7 +7,7 @@ DATASET holds one folder a class. The file reads in the order of the data: find 
 BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-learn and tqdm, and nothing else.
 
 (macro + micro F1) / 2 on 1,036 photos put aside, two plain cores: 0.934 in 104 minutes (the defaults, one seed), 0.896
-to 0.909 in 15 to 19 (--budget 20, seeds 0 to 2). Earlier, wider networks on two cores with matrix units: 0.922 to 0.936
+to 0.912 in 15 to 19 (--budget 20, seeds 0 to 2). Earlier, wider networks on two cores with matrix units: 0.922 to 0.936
 in 17 to 19 minutes (the same seeds) and 0.953 in 94 (bench/RESULTS.md has hardware, date and commands).
 Failed experiments: docs/log.md.
 """
@@ -102,7 +102,7 @@ STORED = 240                        # px; each photo is kept at this size, every
 SIZES = ((0.4, 64, 1.4), (0.8, 96, 1.2), (1.0, 128, 1.0))   # up to this share of the epochs, this many px: small and
 LARGER = (120_000, 200_000, 350_000, 500_000, 750_000)      # quick first; and 16 px more from each of these numbers of
                                     # photos seen on, counted each time, times the last number of SIZES, so that no
-                                    # two sizes grow at once and a little more time always buys a little more
+                                    # two sizes grow at once and plans leave little time over
 MIDDLE, CLOSER = 0.9, 0.7           # sides of the two looks at a photo to be labelled, as shares of the photo's
 
 
