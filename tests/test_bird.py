@@ -509,6 +509,7 @@ def test_torchrun_trains_one_network_in_two_processes(pair, few):
     p = bird.predict(net, birds.pixels, net.extra["size"], torch.device("cpu"), birds.validation, twice=False)
     macro, micro = bird.scores(birds.labels[birds.validation].tolist(), p.argmax(dim=1).tolist())
     assert f"saved bird.pth: validation score {(macro + micro) / 2:.4f}" in printed
+    assert net.extra["validated"] == {"macro_f1": macro, "accuracy": micro}
 
 
 def test_torchrun_on_two_machines_trains_to_the_same_bits(pair, few, tmp_path):

@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def report_bird(run: Path, authors: list[str], out: Path, *, ablation: Path | No
     size, classes = net.extra["size"], net.extra["classes"]
     album = photos.read_album(net, dataset) if dataset else None
     told = heat_sentences(net, album, dataset) if album and dataset else []
+    tell = partial(say.training_bird, saved=net.extra.get("validated"))
     network = network_facts(net, torch.zeros(1, 3, size, size), (3, size, size), merged=True)
     network["say"] = [f"BirdNet has {network['total']} trained numbers, for {len(classes)} classes; the shapes are "
                       f"those of a photo of {size} × {size} px, written down as it passes through. Slabs are as high "
@@ -59,7 +61,7 @@ def report_bird(run: Path, authors: list[str], out: Path, *, ablation: Path | No
         return {"title": "Learning birds from photos",
                 **common(authors, "Part I: a convolutional network", notes, model, run),
                 "tiles": bird_tiles(net, history, album), "network": network,
-                "training": curves(history, folder, model, say.training_bird, level),
+                "training": curves(history, folder, model, tell, level),
                 "ablation": ablation_facts("bird", ablation),
                 "confusion": confusion_facts(album, dataset.name if dataset else "", folder),
                 "heat": heat_facts(net, album, told, folder, level)}
@@ -227,10 +229,10 @@ def bird_tiles(net: bird.BirdNet, history: list[dict], album: photos.Album | Non
         macro, micro = bird.scores(album.labels.tolist(), album.predicted.tolist())
         tiles += [tile(f"{(macro + micro) / 2:.4f}", f"score on {len(album.labels)} photos"),
                   tile(f"{macro:.4f}", "macro F1"), tile(f"{micro:.4f}", "micro F1 = accuracy")]
+    if saved := net.extra.get("validated"):            # the history's are of other batch statistics
+        tiles.append(tile(f"{(saved['macro_f1'] + saved['accuracy']) / 2:.4f}", "validation score"))
     if history:
-        best = [row for row in history if row["best"]][-1]
-        tiles += [tile(f"{best['val_score']:.4f}", "validation score"),
-                  tile(f"{history[-1]['seconds'] / 60:.1f} min", f"training, {len(history)} epochs")]
+        tiles.append(tile(f"{history[-1]['seconds'] / 60:.1f} min", f"training, {len(history)} epochs"))
     return [*tiles, tile(f"{bird.count_parameters(net) / 1e6:.2f} M", "parameters")]
 
 

@@ -15,8 +15,11 @@ def signed(value: float, places: int = 4) -> str:
     return f"{round(float(value), places) + 0.0:+.{places}f}".replace("-", "−")
 
 
-def training_bird(rows: list[dict]) -> list[str]:
-    """What bird.py's history shows: the epoch that was kept, the gap to training, how it ended."""
+def training_bird(rows: list[dict], saved: dict[str, float] | None = None) -> list[str]:
+    """What bird.py's history shows: the epoch that was kept, the gap to training, how it ended.
+
+    saved: accuracy and macro F1 of the network in the file, whose batch statistics are not those of the epoch.
+    """
     best = [row for row in rows if row["best"]][-1]
     first, last = rows[0], rows[-1]
     said = [f"The weights of epoch {best['epoch']} were kept, which scored highest on the validation photos: "
@@ -25,6 +28,9 @@ def training_bird(rows: list[dict]) -> list[str]:
                                          f"{first['val_loss']:.3f})."),
             f"In that epoch the training loss was {best['train_loss']:.3f} and the training accuracy "
             f"{best['train_accuracy']:.4f}, measured on the augmented photos while the network was learning from them."]
+    if saved and (saved["accuracy"], saved["macro_f1"]) != (best["val_accuracy"], best["val_macro_f1"]):
+        said.append(f"Saved with batch statistics of photos that are not augmented, the network has accuracy "
+                    f"{saved['accuracy']:.4f}, macro F1 {saved['macro_f1']:.4f} on the validation photos.")
     if last is not best:
         lower = f"{best['val_score'] - last['val_score']:.4f}"
         said.append(f"The last epoch, {last['epoch']}, scored {'the same' if float(lower) == 0 else f'{lower} lower'}.")
