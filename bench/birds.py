@@ -341,8 +341,7 @@ def peers(data: Path, aside: Path, minutes: float, out: Path) -> None:
     model = out / "bird.pth"
     if not model.exists():
         bird.train(data, model, bird.Config(budget=minutes))
-    curves = {"bird.py": [(row["seconds"] / 60, row["val_score"]) for row in
-                          map(json.loads, model.with_suffix(".history.jsonl").read_text().splitlines())]}
+    curves = {"bird.py": [(row["seconds"] / 60, row["val_score"]) for row in history(model)]}
     final = {"bird.py": (curves["bird.py"][-1][0], sum(score_on(model, aside)) / 2)}
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18(num_classes=classes)
@@ -408,9 +407,14 @@ def score_on(model: Path, data: Path) -> tuple[float, float]:
     return bird.scores([net.extra["classes"].index(name) for name in names], p.tolist())
 
 
+def history(model: Path) -> list[dict]:
+    """The lines of a training, one an epoch."""
+    return [json.loads(line) for line in model.with_suffix(".history.jsonl").read_text().splitlines()]
+
+
 def uneven(data: Path, aside: Path, minutes: float) -> None:
     """Trains on a fifth of every second class, with and without class weights, and scores both on even classes."""
-    rows = []
+    rows, epochs = [], None
     with tempfile.TemporaryDirectory() as name:
         thin, sizes = Path(name) / "thin", []
         for k, folder in enumerate(sorted(p for p in data.iterdir() if p.is_dir())):
@@ -421,23 +425,24 @@ def uneven(data: Path, aside: Path, minutes: float) -> None:
             sizes.append(len(list((thin / folder.name).iterdir())))
         for weights in (True, False):
             model = Path(name) / f"{weights}.pth"
-            bird.train(thin, model, bird.Config(budget=minutes, class_weights=weights))
+            bird.train(thin, model, bird.Config(budget=minutes, epochs=epochs, class_weights=weights))
+            epochs = history(model)[-1]["epochs"]                       # the second has as many as the first
             macro, micro = score_on(model, aside)
-            rows.append(f"| {'weighted' if weights else 'not weighted'} | {macro:.4f} | {micro:.4f} |")
+            rows.append(f"| {'weighted' if weights else 'not weighted'} | {epochs} | {macro:.4f} | {micro:.4f} |")
     publish("birds-uneven", f"""### Uneven classes
 
 {stamp([0], f"python -m bench.birds uneven DATASET ASIDE --minutes {minutes:g}")} Class sizes of the training set:
 {", ".join(map(str, sizes))}. Scores on the fifth put aside, whose shares are those of the whole set.
 
-| Classes in the loss | Macro F1 | Micro F1 |
-|---|---|---|
+| Classes in the loss | Epochs | Macro F1 | Micro F1 |
+|---|---|---|---|
 {chr(10).join(rows)}
 """)
 
 
 def copies(data: Path | None, aside: Path | None, minutes: float) -> None:
     """How many of the known copies are found, and what the split is worth that keeps them on one side."""
-    rows = []
+    rows, epochs = [], None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "birds"
         if data is None:
@@ -451,12 +456,12 @@ def copies(data: Path | None, aside: Path | None, minutes: float) -> None:
             model = Path(name) / f"{kept}.pth"
             apart = mock.patch.object(bird, "near_duplicates", lambda photos: torch.arange(len(photos.pixels)))
             with contextlib.nullcontext() if kept else apart:
-                bird.train(folder / "train", model, bird.Config(budget=minutes))
-            score = max(json.loads(line)["val_score"]
-                        for line in model.with_suffix(".history.jsonl").read_text().splitlines())
+                bird.train(folder / "train", model, bird.Config(budget=minutes, epochs=epochs))
+            epochs = history(model)[-1]["epochs"]                       # the second has as many as the first
+            score = max(row["val_score"] for row in history(model))
             test = sum(score_on(model, new)) / 2
-            rows.append(f"| {'kept on one side' if kept else 'split at random'} | {score:.4f} | {test:.4f} | "
-                        f"{score - test:+.4f} |")
+            rows.append(f"| {'kept on one side' if kept else 'split at random'} | {epochs} | {score:.4f} | "
+                        f"{test:.4f} | {score - test:+.4f} |")
         paths, _ = bird.find_images(folder / "train")
         groups = bird.near_duplicates(bird.decode(paths))
     where = {path: k for k, path in enumerate(paths)}
@@ -469,8 +474,8 @@ def copies(data: Path | None, aside: Path | None, minutes: float) -> None:
 {len(groups.unique())} groups. Both networks are scored on the same new photos, which are no copies;
 there they look twice, in validation once.
 
-| Copies | Validation score | Score on new photos | Validation promises too much by |
-|---|---|---|---|
+| Copies | Epochs | Validation score | Score on new photos | Validation promises too much by |
+|---|---|---|---|---|
 {chr(10).join(rows)}
 """)
 
