@@ -46,6 +46,7 @@ from torchvision.datasets import ImageFolder
 from bench.table import publish, stamp
 from nestling.data.birds import QUALITY, TURNS, make_birds, turned
 from nestling.data.drawn import SPECIES, draw
+from nestling.runs import history_of
 
 CPU = torch.device("cpu")
 SIZE = 128      # px, of the photos that the network sees in the comparisons of speed
@@ -341,7 +342,7 @@ def peers(data: Path, aside: Path, minutes: float, out: Path) -> None:
     model = out / "bird.pth"
     if not model.exists():
         bird.train(data, model, bird.Config(budget=minutes))
-    curves = {"bird.py": [(row["seconds"] / 60, row["val_score"]) for row in history(model)]}
+    curves = {"bird.py": [(row["seconds"] / 60, row["val_score"]) for row in history_of(model)]}
     final = {"bird.py": (curves["bird.py"][-1][0], sum(score_on(model, aside)) / 2)}
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18(num_classes=classes)
@@ -407,11 +408,6 @@ def score_on(model: Path, data: Path) -> tuple[float, float]:
     return bird.scores([net.extra["classes"].index(name) for name in names], p.tolist())
 
 
-def history(model: Path) -> list[dict]:
-    """The lines of a training, one an epoch."""
-    return [json.loads(line) for line in model.with_suffix(".history.jsonl").read_text().splitlines()]
-
-
 def uneven(data: Path, aside: Path, minutes: float) -> None:
     """Trains on a fifth of every second class, with and without class weights, and scores both on even classes."""
     rows, epochs = [], None
@@ -426,7 +422,7 @@ def uneven(data: Path, aside: Path, minutes: float) -> None:
         for weights in (True, False):
             model = Path(name) / f"{weights}.pth"
             bird.train(thin, model, bird.Config(budget=minutes, epochs=epochs, class_weights=weights))
-            epochs = history(model)[-1]["epochs"]                       # the second has as many as the first
+            epochs = history_of(model)[-1]["epochs"]                       # the second has as many as the first
             macro, micro = score_on(model, aside)
             rows.append(f"| {'weighted' if weights else 'not weighted'} | {epochs} | {macro:.4f} | {micro:.4f} |")
     publish("birds-uneven", f"""### Uneven classes
@@ -457,8 +453,8 @@ def copies(data: Path | None, aside: Path | None, minutes: float) -> None:
             apart = mock.patch.object(bird, "near_duplicates", lambda photos: torch.arange(len(photos.pixels)))
             with contextlib.nullcontext() if kept else apart:
                 bird.train(folder / "train", model, bird.Config(budget=minutes, epochs=epochs))
-            epochs = history(model)[-1]["epochs"]                       # the second has as many as the first
-            score = max(row["val_score"] for row in history(model))
+            epochs = history_of(model)[-1]["epochs"]                       # the second has as many as the first
+            score = max(row["val_score"] for row in history_of(model))
             test = sum(score_on(model, new)) / 2
             rows.append(f"| {'kept on one side' if kept else 'split at random'} | {epochs} | {score:.4f} | "
                         f"{test:.4f} | {score - test:+.4f} |")
