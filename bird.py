@@ -104,6 +104,7 @@ LARGER = (120_000, 200_000, 350_000, 500_000, 750_000)      # quick first; and 1
                                     # photos seen on, counted each time, times the last number of SIZES, so that no
                                     # two sizes grow at once and plans leave little time over
 MIDDLE, CLOSER = 0.9, 0.7           # sides of the two looks at a photo to be labelled, as shares of the photo's
+DOUBT = 0.6                         # and below this probability of the likeliest class, both once more, mirrored
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1155,7 +1156,7 @@ def validate(run: Run, birds: Birds, seconds: float) -> dict:
 
 def judge(net: BirdNet, birds: Birds, device: torch.device) -> tuple[Tensor, Tensor, float, float]:
     """Of all processes' validation photos, looked at once: probabilities (V, K), labels (V,), macro and micro F1."""
-    p = gathered(predict(net, birds.pixels, net.extra["size"], device, birds.validation, twice=False))
+    p = gathered(predict(net, birds.pixels, net.extra["size"], device, birds.validation, looks=1))
     truth = gathered(birds.labels[birds.validation])
     return p, truth, *scores(truth.tolist(), p.argmax(dim=1).tolist())
 
@@ -1176,7 +1177,7 @@ def finish(run: Run, birds: Birds) -> tuple[dict, float, float]:
         norm.momentum = None                           # the mean over all batches
         norm.train()
     if norms:
-        predict(net, birds.pixels, net.extra["size"], run.device, rows)
+        predict(net, birds.pixels, net.extra["size"], run.device, rows, looks=2)
     average_statistics(net.eval())
     _, _, macro, micro = judge(net, birds, run.device)
     net.extra["validated"] = {"macro_f1": macro, "accuracy": micro}
@@ -1325,25 +1326,31 @@ def show(row: dict) -> None:
 
 @torch.no_grad()
 def predict(net: BirdNet, pixels: Tensor, size: int, device: torch.device, rows: Tensor | None = None,
-            twice: bool = True) -> Tensor:
+            looks: int = 4) -> Tensor:
     """(N, 3, S, S) uint8 -> (R, K) probabilities of the rows named (or all).
 
     They are means over two looks: at all but the photo's edges, as large as training's crops show it, and, mirrored,
-    closer to where the first look found the bird.
+    closer to where the first look found the bird. Where the two leave DOUBT, their mirror images are looked at as well.
+    looks: at most so many, 1, 2 or 4.
     """
+    def look(x: Tensor) -> tuple[Tensor, Tensor]:              # the last feature map and the probabilities (B, K)
+        with mixed_precision(device):
+            h = net.see(x)
+            return h.float(), net.read(h).float().softmax(dim=1)
+
     answers, edge = [], round((1 - MIDDLE) / 2 * pixels.shape[-1])
     inner = pixels[:, :, edge:pixels.shape[-1] - edge, edge:pixels.shape[-1] - edge]
     for batch in (torch.arange(len(pixels)) if rows is None else rows).split(128):
         x = resized(inner[batch], size).to(device, memory_format=torch.channels_last).float() / 255
-        with mixed_precision(device):
-            h = net.see(x)
-            looks = [net.read(h)]
-        if twice:
+        h, p = look(x)
+        if looks > 1:
             cut_from = resized(pixels[batch], side_for(size)).to(device)               # as sharp as training's crops
-            near = closer(cut_from, MIDDLE * net.gaze(h.float()), size).flip(3)
-            with mixed_precision(device):
-                looks.append(net(near))
-        answers.append(torch.stack([logits.float().softmax(dim=1) for logits in looks]).mean(dim=0))
+            near = closer(cut_from, MIDDLE * net.gaze(h), size).flip(3)
+            p = (p + look(near)[1]) / 2
+            doubtful = p.amax(dim=1) < DOUBT
+            if looks > 2 and doubtful.any():
+                p[doubtful] = (2 * p[doubtful] + sum(look(seen[doubtful].flip(3))[1] for seen in (x, near))) / 4
+        answers.append(p)
     return torch.cat(answers).cpu()
 
 

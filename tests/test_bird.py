@@ -506,7 +506,7 @@ def test_torchrun_trains_one_network_in_two_processes(pair, few):
     net = bird.load_model(folder / "bird.pth")
     assert net.extra["counts"] == birds.counts().tolist()
     torch.testing.assert_close(state["mean"], bird.new_run(birds, bird.Config(), 1, torch.device("cpu"), 0.0).net.mean)
-    p = bird.predict(net, birds.pixels, net.extra["size"], torch.device("cpu"), birds.validation, twice=False)
+    p = bird.predict(net, birds.pixels, net.extra["size"], torch.device("cpu"), birds.validation, looks=1)
     macro, micro = bird.scores(birds.labels[birds.validation].tolist(), p.argmax(dim=1).tolist())
     assert f"saved bird.pth: validation score {(macro + micro) / 2:.4f}" in printed
     assert net.extra["validated"] == {"macro_f1": macro, "accuracy": micro}
@@ -701,10 +701,10 @@ def test_a_finished_network_has_the_batch_statistics_of_what_predict_looks_at(fe
     net.load_state_dict(state)
     net.eval().get_submodule(first).register_forward_hook(lambda _, given, __: seen.append(given[0]))
     cpu, size = torch.device("cpu"), net.extra["size"]
-    bird.predict(net, birds.pixels, size, cpu, birds.fit)
+    bird.predict(net, birds.pixels, size, cpu, birds.fit, looks=2)
     assert len(seen) == 2
     torch.testing.assert_close(state[f"{first}.running_mean"], torch.cat(seen).mean(dim=(0, 2, 3)))
-    p = bird.predict(net, birds.pixels, size, cpu, birds.validation, twice=False)
+    p = bird.predict(net, birds.pixels, size, cpu, birds.validation, looks=1)
     assert score == pytest.approx(bird.scores(birds.labels[birds.validation].tolist(), p.argmax(1).tolist()))
 
 
@@ -789,14 +789,33 @@ def test_the_first_look_leaves_out_the_edges_and_says_where_in_the_photo(model, 
     pixels = torch.randint(256, (3, 3, 200, 200), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     framed = torch.zeros_like(pixels)
     framed[:, :, 10:190, 10:190] = pixels[:, :, 10:190, 10:190]
-    torch.testing.assert_close(bird.predict(net, framed, 96, cpu, twice=False),
-                               bird.predict(net, pixels, 96, cpu, twice=False))
+    torch.testing.assert_close(bird.predict(net, framed, 96, cpu, looks=1),
+                               bird.predict(net, pixels, 96, cpu, looks=1))
     seen = []
     plain = bird.closer
     monkeypatch.setattr(net, "gaze", lambda h: torch.tensor([[0.5, -0.2]]).expand(len(h), 2))
     monkeypatch.setattr(bird, "closer", lambda pixels, centre, size: seen.append(centre) or plain(pixels, centre, size))
     bird.predict(net, pixels, 96, cpu)
     torch.testing.assert_close(seen[0], torch.tensor([[0.45, -0.18]]).expand(3, 2))    # half of 0.9 of the photo's side
+
+
+def test_where_two_looks_leave_doubt_two_more_are_mirrored(model, monkeypatch):
+    net, cpu, seen = bird.load_model(model), torch.device("cpu"), []
+    pixels = torch.randint(256, (6, 3, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    first, two = (bird.predict(net, pixels, 64, cpu, looks=n) for n in (1, 2))
+    order = two.amax(dim=1).argsort()
+    monkeypatch.setattr(bird, "DOUBT", float(two.amax(dim=1)[order[2:4]].mean()))        # three of six are below
+    monkeypatch.setattr(net, "see", lambda x, plain=net.see: seen.append(x) or plain(x))
+    p = bird.predict(net, pixels, 64, cpu)
+    assert [len(x) for x in seen] == [6, 6, 3, 3]
+    doubtful = order[:3].sort().values
+    for straight, mirrored in zip(seen[:2], seen[2:], strict=True):
+        assert torch.equal(mirrored, straight[doubtful].flip(3))
+    assert torch.equal(p[order[3:]], two[order[3:]])
+    with torch.no_grad():
+        other = [net(x).softmax(dim=1) for x in (seen[0].flip(3)[doubtful], seen[1].flip(3)[doubtful])]
+        second = net(seen[1])[doubtful].softmax(dim=1)
+    torch.testing.assert_close(p[doubtful], torch.stack([first[doubtful], second, *other]).mean(dim=0))
 
 
 def test_order_does_not_matter(few, model):
@@ -806,7 +825,7 @@ def test_order_does_not_matter(few, model):
     p = bird.predict(net, pixels, 64, cpu)
     torch.testing.assert_close(p.sum(dim=1), torch.ones(36))
     torch.testing.assert_close(bird.predict(net, pixels, 64, cpu, rows.flip(0)).flip(0), p, atol=1e-4, rtol=0)
-    assert not torch.allclose(bird.predict(net, pixels, 64, cpu, twice=False), p)
+    assert not torch.allclose(bird.predict(net, pixels, 64, cpu, looks=1), p)
 
 
 def test_scores_are_those_of_the_definition():
