@@ -107,13 +107,44 @@ def in_turn(sides: dict[str, Callable[[], object]], rounds: int = 3) -> dict[str
     return seconds
 
 
-def usual_epoch(net: nn.Module, batches: DataLoader, optimiser: torch.optim.Optimizer) -> None:
-    """One epoch of the usual loop."""
-    net.train()
-    for x, y in batches:
-        optimiser.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimiser.step()
+def row(what: str, photos: int, ours: Callable[[], object], theirs: Callable[[], object]) -> str:
+    """A row of the table: photos a second of both sides, which go through `photos` each, and the ratio."""
+    seconds = in_turn({"ours": ours, "theirs": theirs})
+    ratios = sorted(b / a for a, b in zip(*seconds.values(), strict=True))
+    rates = " | ".join(f"{photos / statistics.median(side):.0f}" for side in seconds.values())
+    line = f"| {what} | {rates} | {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) |"
+    print(line, flush=True)
+    return line
+
+
+def our_epochs(run: bird.Run, birds: bird.Birds) -> Callable[[int], None]:
+    """A function that trains the epochs of `run` from the given one on."""
+    sizes = run.sizes()
+    ready = {size: bird.resized(birds.pixels, bird.side_for(size)) for size in sizes}
+
+    def train(first: int) -> None:
+        for run.epoch in range(first, len(sizes)):
+            run.step, run.sums = 0, (0.0, 0.0, 0)
+            bird.train_epoch(run, birds, ready[sizes[run.epoch]], threading.Event(), lambda now: None)
+
+    return train
+
+
+def usual_epochs(folder: Path, sizes: list[int], classes: int) -> Callable[[int], None]:
+    """The same network in the usual loop: a function that trains the epochs of these sizes from the given one on."""
+    net = bird.BirdNet(classes)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    batches = {size: loader(ImageFolder(str(folder), usual_views(size, train=True)), train=True) for size in sizes}
+
+    def train(first: int) -> None:
+        net.train()
+        for size in sizes[first:]:
+            for x, y in batches[size]:
+                optimiser.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                optimiser.step()
+
+    return train
 
 
 @torch.no_grad()
@@ -151,78 +182,56 @@ def convolution_seconds(net: bird.BirdNet, batch: int) -> float:
     return total
 
 
+def share(run: bird.Run, birds: bird.Birds) -> str:
+    """The time of the bare convolutions over that of the whole last epoch: median and range of three rounds."""
+    train, shares = our_epochs(run, birds), []
+    train(run.epochs - 1)
+    for _ in range(3):
+        bare = convolution_seconds(run.net, run.batch) * run.steps
+        start = time.perf_counter()
+        train(run.epochs - 1)
+        shares.append(bare / (time.perf_counter() - start))
+    return f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+
+
 def speed(photos: int) -> None:
     """The table of speeds."""
-    cfg = bird.Config(batch=128)
+    cfg, kind = bird.Config(batch=128), precision()
     photos -= photos % cfg.batch                         # both sides then see all of them in an epoch
     bird.keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
-        folder, rows = Path(name), []
+        folder = Path(name)
         paint_photos(folder, photos)
         birds = bird.read_birds(folder, folder, cfg)     # the photos are a stand-in: only the speed is looked at
         birds = bird.Birds(birds.pixels, birds.labels, torch.arange(photos), birds.validation, birds.classes)
         paths, _ = bird.find_images(folder)
-
-        def row(what: str, sides: dict[str, Callable[[], object]], passes: int = 1) -> None:
-            seconds = in_turn(sides)
-            ours, theirs = seconds.values()
-            ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
-            rates = " | ".join(f"{passes * photos / statistics.median(s):.0f}" for s in (ours, theirs))
-            rows.append(f"| {what} | {rates} | {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) |")
-            print(rows[-1], flush=True)
-
-        small = ImageFolder(name, T.Compose([T.Resize((bird.STORED, bird.STORED)), T.PILToTensor()]))
-        row(f"first pass: read, decode and shrink to {bird.STORED} px; against `ImageFolder` + `Resize`, 2 workers",
-            {"ours": lambda: bird.decode(paths), "theirs": lambda: list(loader(small, train=False))})
-
         run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())     # unmixed; the fifth at full size
-        net = bird.BirdNet(len(birds.classes))
-        usual = torch.optim.AdamW(net.parameters(), lr=1e-3)
         sizes = run.sizes()
-        ready = {size: bird.resized(birds.pixels, bird.side_for(size)) for size in sizes}
-        batches = {size: loader(ImageFolder(name, usual_views(size, train=True)), train=True) for size in sizes}
-
-        def epochs(first: int) -> None:
-            for run.epoch in range(first, 5):
-                run.step, run.sums = 0, (0.0, 0.0, 0)
-                bird.train_epoch(run, birds, ready[sizes[run.epoch]], threading.Event(), lambda now: None)
-
-        def usual_epochs(first: int) -> None:
-            for size in sizes[first:]:
-                usual_epoch(net, batches[size], usual)
-
-        epochs(4)
-        row(f"second and later epochs at {SIZE} px, same network; against `ImageFolder` + `DataLoader(num_workers=2)`",
-            {"ours": lambda: epochs(4), "theirs": lambda: usual_epochs(4)})
-        row(f"five epochs as a short training spends them, at {', '.join(map(str, sizes))} px on both sides",
-            {"ours": lambda: epochs(0), "theirs": lambda: usual_epochs(0)}, passes=5)
-
-        net.eval()
-        model, csv = folder / "bird.pth", folder / "bird.csv"
+        ours, theirs = our_epochs(run, birds), usual_epochs(folder, sizes, len(birds.classes))
+        model, csv, net = folder / "bird.pth", folder / "bird.csv", bird.BirdNet(len(birds.classes)).eval()
         net.extra["classes"] = birds.classes
         bird.save_atomic(model, net.state_dict())
+        small = ImageFolder(name, T.Compose([T.Resize((bird.STORED, bird.STORED)), T.PILToTensor()]))
         plain = ImageFolder(name, usual_views(SIZE, train=False))
-        with contextlib.redirect_stdout(None):
-            row("`bird.py test` from files; against the assignment's loop over batches of one",
-                {"ours": lambda: bird.test(folder, model, csv, CPU), "theirs": lambda: batch_of_one(net, plain)})
-        print(rows[-1])
 
-        def share() -> str:
-            """Time of the bare convolutions over that of the whole epoch: median and range of three rounds."""
-            shares = []
-            for _ in range(3):
-                bare = convolution_seconds(run.net, run.batch) * run.steps
-                start = time.perf_counter()
-                epochs(4)
-                shares.append(bare / (time.perf_counter() - start))
-            return f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+        def test() -> None:
+            with contextlib.redirect_stdout(None):
+                bird.test(folder, model, csv, CPU)
 
-        kind = precision()
-        of_convolutions = f"{share()} in {kind}"
+        rows = [row(f"first pass: read, decode and shrink to {bird.STORED} px; against `ImageFolder` + `Resize`, "
+                    "2 workers", photos, lambda: bird.decode(paths), lambda: list(loader(small, train=False)))]
+        ours(4)                                          # once before the clock runs
+        rows += [row(f"second and later epochs at {SIZE} px, same network; against `ImageFolder` + "
+                     "`DataLoader(num_workers=2)`", photos, lambda: ours(4), lambda: theirs(4)),
+                 row(f"five epochs as a short training spends them, at {', '.join(map(str, sizes))} px on both sides",
+                     5 * photos, lambda: ours(0), lambda: theirs(0)),
+                 row("`bird.py test` from files; against the assignment's loop over batches of one",
+                     photos, test, lambda: batch_of_one(net, plain))]
+        of_convolutions = f"{share(run, birds)} in {kind}"
         if kind != "float32":                            # as processors without matrix units do it
             with mock.patch.object(bird, "half_type", return_value=None):
-                run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())
-                of_convolutions += f", {share()} in float32"
+                plainly = bird.new_run(birds, cfg, 5, CPU, time.monotonic())
+                of_convolutions += f", {share(plainly, birds)} in float32"
     publish(f"birds-speed-{kind}", f"""### Speed of bird.py, training in {kind}
 
 {stamp([0], "python -m bench.birds speed")} {photos} drawn photos of 1200 x 800 px; ratios of 3 rounds in turn, median
