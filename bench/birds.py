@@ -182,9 +182,9 @@ def convolution_seconds(net: bird.BirdNet, batch: int) -> float:
     return total
 
 
-def share(run: bird.Run, birds: bird.Birds) -> str:
+def share(run: bird.Run, train: Callable[[int], None]) -> str:
     """The time of the bare convolutions over that of the whole last epoch: median and range of three rounds."""
-    train, shares = our_epochs(run, birds), []
+    shares = []
     train(run.epochs - 1)
     for _ in range(3):
         bare = convolution_seconds(run.net, run.batch) * run.steps
@@ -199,7 +199,7 @@ def speed(photos: int) -> None:
     cfg, kind = bird.Config(batch=128), precision()
     photos -= photos % cfg.batch                         # both sides then see all of them in an epoch
     bird.keep_freed_memory()
-    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as other:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paint_photos(folder, photos)
         birds = bird.read_birds(folder, folder, cfg)     # the photos are a stand-in: only the speed is looked at
@@ -208,7 +208,7 @@ def speed(photos: int) -> None:
         run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())     # unmixed; the fifth at full size
         sizes = run.sizes()
         ours, theirs = our_epochs(run, birds), usual_epochs(folder, sizes, len(birds.classes))
-        model, csv = Path(other) / "bird.pth", Path(other) / "bird.csv"
+        model, csv = folder / "bird.pth", folder / "bird.csv"
         small = ImageFolder(name, T.Compose([T.Resize((bird.STORED, bird.STORED)), T.PILToTensor()]))
         plain = ImageFolder(name, usual_views(SIZE, train=False))
 
@@ -229,17 +229,17 @@ def speed(photos: int) -> None:
         doubtful = bird.predict(net, birds.pixels, SIZE, CPU, looks=2).amax(dim=1) < bird.DOUBT
         rows.append(row("`bird.py test` from files; against the assignment's loop over batches of one",
                         photos, test, lambda: batch_of_one(net, plain)))
-        of_convolutions = f"{share(run, birds)} in {kind}"
+        of_convolutions = f"{share(run, ours)} in {kind}"
         if kind != "float32":                            # as processors without matrix units do it
             with mock.patch.object(bird, "half_type", return_value=None):
-                plainly = bird.new_run(birds, cfg, 5, CPU, time.monotonic())
-                of_convolutions += f", {share(plainly, birds)} in float32"
+                run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())
+                of_convolutions += f", {share(run, our_epochs(run, birds))} in float32"
     publish(f"birds-speed-{kind}", f"""### Speed of bird.py, training in {kind}
 
 {stamp([0], "python -m bench.birds speed")} {photos} drawn photos of 1200 x 800 px; ratios of 3 rounds in turn, median
 (lowest to highest); the other side trains in float32. Both sides give photos a second; waiting threads sleep on both
 sides as bird.py has them. `bird.py test` has a network of 20 epochs, which looks four times at
-{doubtful.float().mean():.0%} of the photos, twice at the others.
+{100 * doubtful.float().mean():.0f} % of the photos, twice at the others.
 
 | What | bird.py | Otherwise | Ratio |
 |---|---|---|---|
@@ -480,7 +480,7 @@ def copies(data: Path | None, aside: Path | None, minutes: float) -> None:
 {stamp([0], f"python -m bench.birds copies {'DATASET ASIDE ' * (data is not None)}--minutes {minutes:g}")} {len(paths)}
 {kind} photos, {len(known)} of them mirrored, turned, cropped or re-compressed copies of others: {found} are found, in
 {len(groups.unique())} groups. Both networks are scored on the same new photos, which are no copies;
-there they look twice, in validation once.
+there they look twice, four times where that leaves doubt, in validation once.
 
 | Copies | Epochs | Validation score | Score on new photos | Validation promises too much by |
 |---|---|---|---|---|

@@ -703,7 +703,7 @@ def test_a_finished_network_has_the_batch_statistics_of_what_predict_looks_at(fe
     cpu, size = torch.device("cpu"), net.extra["size"]
     bird.predict(net, birds.pixels, size, cpu, birds.fit, looks=2)
     assert len(seen) == 2
-    torch.testing.assert_close(state[f"{first}.running_mean"], torch.cat(seen).mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(state[f"{first}.running_mean"], torch.cat(seen).float().mean(dim=(0, 2, 3)))
     p = bird.predict(net, birds.pixels, size, cpu, birds.validation, looks=1)
     assert score == pytest.approx(bird.scores(birds.labels[birds.validation].tolist(), p.argmax(1).tolist()))
 
@@ -812,9 +812,9 @@ def test_where_two_looks_leave_doubt_two_more_are_mirrored(model, monkeypatch):
     for straight, mirrored in zip(seen[:2], seen[2:], strict=True):
         assert torch.equal(mirrored, straight[doubtful].flip(3))
     assert torch.equal(p[order[3:]], two[order[3:]])
-    with torch.no_grad():
-        other = [net(x).softmax(dim=1) for x in (seen[0].flip(3)[doubtful], seen[1].flip(3)[doubtful])]
-        second = net(seen[1])[doubtful].softmax(dim=1)
+    with torch.no_grad(), bird.mixed_precision(cpu):
+        other = [net(x).float().softmax(dim=1) for x in (seen[0].flip(3)[doubtful], seen[1].flip(3)[doubtful])]
+        second = net(seen[1])[doubtful].float().softmax(dim=1)
     torch.testing.assert_close(p[doubtful], torch.stack([first[doubtful], second, *other]).mean(dim=0))
 
 
