@@ -210,7 +210,6 @@ def speed(photos: int) -> None:
         ours, theirs = our_epochs(run, birds), usual_epochs(folder, sizes, len(birds.classes))
         model, csv = folder / "bird.pth", folder / "bird.csv"
         small = ImageFolder(name, T.Compose([T.Resize((bird.STORED, bird.STORED)), T.PILToTensor()]))
-        plain = ImageFolder(name, usual_views(SIZE, train=False))
 
         def test() -> None:
             with contextlib.redirect_stdout(None):
@@ -226,7 +225,8 @@ def speed(photos: int) -> None:
         with contextlib.redirect_stdout(None):           # a network that knows little looks four times at most photos
             bird.train(folder, model, bird.Config(epochs=20))
         net = bird.load_model(model)
-        doubtful = bird.predict(net, birds.pixels, SIZE, CPU, looks=2).amax(dim=1) < bird.DOUBT
+        plain = ImageFolder(name, usual_views(net.extra["size"], train=False))
+        doubtful = bird.predict(net, birds.pixels, net.extra["size"], CPU, looks=2).amax(dim=1) < bird.DOUBT
         rows.append(row("`bird.py test` from files; against the assignment's loop over batches of one",
                         photos, test, lambda: batch_of_one(net, plain)))
         of_convolutions = f"{share(run, ours)} in {kind}"
