@@ -104,7 +104,8 @@ LARGER = (120_000, 200_000, 350_000, 500_000, 750_000)      # quick first; and 1
                                     # photos seen on, counted each time, times the last number of SIZES, so that no
                                     # two sizes grow at once and plans leave little time over
 MIDDLE, CLOSER = 0.9, 0.7           # sides of the two looks at a photo to be labelled, as shares of the photo's
-DOUBT = 0.6                         # and below this probability of the likeliest class, both once more, mirrored
+SURE, DOUBT = 0.85, 0.6             # probabilities of the likeliest class: from SURE on one look is enough; below DOUBT
+                                    # after two, both are taken once more, mirrored
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1326,32 +1327,49 @@ def show(row: dict) -> None:
 
 @torch.no_grad()
 def predict(net: BirdNet, pixels: Tensor, size: int, device: torch.device, rows: Tensor | None = None,
-            looks: int = 4) -> Tensor:
-    """(N, 3, S, S) uint8 -> (R, K) probabilities of the rows named (or all).
+            looks: int | None = None) -> Tensor:
+    """(N, 3, S, S) uint8 -> (R, K) probabilities of the rows named (or all), means over the looks at a photo.
 
-    They are means over two looks: at all but the photo's edges, as large as training's crops show it, and, mirrored,
-    closer to where the first look found the bird. Where the two leave DOUBT, their mirror images are looked at as well.
-    looks: at most so many, 1, 2 or 4.
+    The first is at all but the photo's edges, as large as training's crops show it. Where it is not SURE, a second one,
+    mirrored, is closer to where the first found the bird; where the two leave DOUBT, both are taken mirrored as well.
+    looks: 1 or 2 is so many at every photo, sure or not.
     """
-    def look(x: Tensor) -> tuple[Tensor, Tensor]:              # the last feature map and the probabilities (B, K)
+    rows = torch.arange(len(pixels)) if rows is None else rows
+    edge = round((1 - MIDDLE) / 2 * pixels.shape[-1])
+    inner = pixels[:, :, edge:pixels.shape[-1] - edge, edge:pixels.shape[-1] - edge]
+    p = torch.zeros(len(rows), net.head.out_features)
+    centre = torch.zeros(len(rows), 2)                         # of the bird, by the first look
+
+    def whole(some: Tensor) -> Tensor:
+        return resized(inner[rows[some]], size).to(device, memory_format=torch.channels_last).float() / 255
+
+    def close(some: Tensor) -> Tensor:
+        cut_from = resized(pixels[rows[some]], side_for(size)).to(device)              # as sharp as training's crops
+        return closer(cut_from, MIDDLE * centre[some].to(device), size).flip(3)
+
+    def look(x: Tensor) -> tuple[Tensor, Tensor]:              # probabilities (B, K) and where the bird is (B, 2)
         with mixed_precision(device):
             h = net.see(x)
-            return h.float(), net.read(h).float().softmax(dim=1)
+            answer = net.read(h).float().softmax(dim=1)
+        return answer.cpu(), net.gaze(h.float()).cpu()
 
-    answers, edge = [], round((1 - MIDDLE) / 2 * pixels.shape[-1])
-    inner = pixels[:, :, edge:pixels.shape[-1] - edge, edge:pixels.shape[-1] - edge]
-    for batch in (torch.arange(len(pixels)) if rows is None else rows).split(128):
-        x = resized(inner[batch], size).to(device, memory_format=torch.channels_last).float() / 255
-        h, p = look(x)
-        if looks > 1:
-            cut_from = resized(pixels[batch], side_for(size)).to(device)               # as sharp as training's crops
-            near = closer(cut_from, MIDDLE * net.gaze(h), size).flip(3)
-            p = (p + look(near)[1]) / 2
-            doubtful = p.amax(dim=1) < DOUBT
-            if looks > 2 and doubtful.any():
-                p[doubtful] = (2 * p[doubtful] + sum(look(seen[doubtful].flip(3))[1] for seen in (x, near))) / 4
-        answers.append(p)
-    return torch.cat(answers).cpu()
+    def batches(some: Tensor) -> Iterator[Tensor]:
+        return iter(some.split(128) if len(some) else ())
+
+    everything = torch.arange(len(rows))
+    for some in batches(everything):
+        p[some], centre[some] = look(whole(some))
+    if looks == 1:
+        return p
+    unsure = everything if looks == 2 else everything[p.amax(dim=1) < SURE]
+    for some in batches(unsure):
+        p[some] = (p[some] + look(close(some))[0]) / 2
+    if looks == 2:
+        return p
+    doubtful = unsure[p[unsure].amax(dim=1) < DOUBT]
+    for some in batches(doubtful):
+        p[some] = (2 * p[some] + sum(look(seen(some).flip(3))[0] for seen in (whole, close))) / 4
+    return p
 
 
 def closer(pixels: Tensor, centre: Tensor, size: int) -> Tensor:

@@ -799,23 +799,32 @@ def test_the_first_look_leaves_out_the_edges_and_says_where_in_the_photo(model, 
     torch.testing.assert_close(seen[0], torch.tensor([[0.45, -0.18]]).expand(3, 2))    # half of 0.9 of the photo's side
 
 
-def test_where_two_looks_leave_doubt_two_more_are_mirrored(model, monkeypatch):
+def test_a_photo_is_looked_at_as_often_as_it_needs(model, monkeypatch):
     net, cpu, seen = bird.load_model(model), torch.device("cpu"), []
     pixels = torch.randint(256, (6, 3, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     first, two = (bird.predict(net, pixels, 64, cpu, looks=n) for n in (1, 2))
-    order = two.amax(dim=1).argsort()
-    monkeypatch.setattr(bird, "DOUBT", float(two.amax(dim=1)[order[2:4]].mean()))        # three of six are below
+    monkeypatch.setattr(bird, "SURE", float(first.amax(dim=1).sort().values[3:5].mean()))      # four of six are below
+    unsure = (first.amax(dim=1) < bird.SURE).nonzero()[:, 0]
+    left = two[unsure].amax(dim=1)
+    monkeypatch.setattr(bird, "DOUBT", float(left.sort().values[1:3].mean()))                  # two of the four are
+    doubtful = left < bird.DOUBT
     monkeypatch.setattr(net, "see", lambda x, plain=net.see: seen.append(x) or plain(x))
     p = bird.predict(net, pixels, 64, cpu)
-    assert [len(x) for x in seen] == [6, 6, 3, 3]
-    doubtful = order[:3].sort().values
-    for straight, mirrored in zip(seen[:2], seen[2:], strict=True):
-        assert torch.equal(mirrored, straight[doubtful].flip(3))
-    assert torch.equal(p[order[3:]], two[order[3:]])
+    assert [len(x) for x in seen] == [6, 4, 2, 2]
+    torch.testing.assert_close(seen[2], seen[0][unsure[doubtful]].flip(3))
+    torch.testing.assert_close(seen[3], seen[1][doubtful].flip(3))
     with torch.no_grad(), bird.mixed_precision(cpu):
-        other = [net(x).float().softmax(dim=1) for x in (seen[0].flip(3)[doubtful], seen[1].flip(3)[doubtful])]
-        second = net(seen[1])[doubtful].float().softmax(dim=1)
-    torch.testing.assert_close(p[doubtful], torch.stack([first[doubtful], second, *other]).mean(dim=0))
+        second, *mirrored = (net(x).float().softmax(dim=1) for x in seen[1:])
+    expected = first.clone()
+    expected[unsure] = (first[unsure] + second) / 2
+    expected[unsure[doubtful]] = torch.stack([first[unsure[doubtful]], second[doubtful], *mirrored]).mean(dim=0)
+    torch.testing.assert_close(p, expected)
+
+    monkeypatch.setattr(bird, "SURE", 0.0)
+    assert torch.equal(bird.predict(net, pixels, 64, cpu), first)
+    monkeypatch.setattr(bird, "SURE", 1.1)
+    monkeypatch.setattr(bird, "DOUBT", 0.0)
+    assert torch.equal(bird.predict(net, pixels, 64, cpu), two)
 
 
 def test_order_does_not_matter(few, model):
