@@ -1046,7 +1046,7 @@ def all_sizes() -> list[int]:
 
 def side_for(size: int) -> int:
     """Pixels a side of the photos that crops of `size` are cut from: more than `size`, since a crop enlarges."""
-    return min(STORED, round(1.25 * size))
+    return min(STORED, round(1.6 * size))
 
 
 def plan(birds: Birds, cfg: Config, device: torch.device, started: float) -> Run:
