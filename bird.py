@@ -1354,8 +1354,8 @@ def predict(net: BirdNet, pixels: Tensor, size: int, device: torch.device, rows:
             answer = net.read(h).float().softmax(dim=1)
         return answer.cpu(), net.gaze(h.float()).cpu()
 
-    def batches(some: Tensor) -> Iterator[Tensor]:
-        return iter(some.split(128) if len(some) else ())
+    def batches(some: Tensor) -> tuple[Tensor, ...]:
+        return some.split(128) if len(some) else ()
 
     everything = torch.arange(len(rows))
     for some in batches(everything):
