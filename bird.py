@@ -507,12 +507,10 @@ def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
     mirror = 1 - 2 * (u[:, 2] < cfg.flip).float()
     side = between(3, math.log(cfg.zoom), math.log(1.1)).exp() if cfg.zoom < 1 else torch.ones_like(u[:, 3])
     aspect = between(4, -cfg.stretch, cfg.stretch).exp()
-    room = (1 - side).abs()                            # how far the crop's centre can move, in halves of the photo
-    wide, high, cos, sin = side * aspect, side / aspect, angle.cos(), angle.sin()
-    theta = torch.stack([torch.stack([wide * cos * mirror, -high * sin, between(5, -1, 1) * room], dim=1),
-                         torch.stack([wide * sin * mirror, high * cos, between(6, -1, 1) * room], dim=1)], dim=1)
-    grid = F.affine_grid(theta, [len(u), 3, size, size], align_corners=False)                          # (B, s, s, 2)
-    x = F.grid_sample(pixels / 255, grid, padding_mode="reflection", align_corners=False)              # (B, 3, s, s)
+    centre = (2 * u[:, 5:7] - 1) * (1 - side).abs()[:, None]           # as far out as the crop stays in the photo
+    wide, high, cos, sin = side * aspect * mirror, side / aspect, angle.cos(), angle.sin()
+    x = cut(pixels, size, centre, torch.stack([wide * cos, wide * sin], 1), torch.stack([-high * sin, high * cos], 1),
+            "reflection")                                                                              # (B, 3, s, s)
     if cfg.colour:                                     # x <- tint * (contrast * (saturated x - mean) + mean)
         c = cfg.colour
         contrast, saturation = between(8, 1 - c, 1 + c), between(9, 1 - c, 1 + c)
@@ -522,6 +520,18 @@ def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
         matrix = (tint * contrast[:, None])[:, :, None] * mixing                                       # (B, 3, 3)
         x = torch.baddbmm(offset[:, :, None], matrix, x.flatten(2)).view_as(x)
     return x.clamp_(0, 1)
+
+
+def cut(pixels: Tensor, size: int, centre: Tensor, right: Tensor, down: Tensor, beyond: str) -> Tensor:
+    """(B, 3, S, S) uint8 -> (B, 3, size, size) floats in 0..1: a parallelogram of each photo, between its pixels.
+
+    centre, right, down: (B, 2), its middle and the ways from there to its right and lower sides; x and y are in -1..1
+    of the photo. beyond: the padding mode of `grid_sample`.
+    """
+    places = torch.arange(1 - size, size, 2, device=pixels.device)[:, None] / size     # (s, 1), middles of pixels
+    rows = centre[:, None] + places * down[:, None]                                                    # (B, s, 2)
+    grid = rows[:, :, None] + (places * right[:, None])[:, None]                                       # (B, s, s, 2)
+    return F.grid_sample(pixels.float(), grid, padding_mode=beyond, align_corners=False).div_(255)
 
 
 def mix_share(done: float, epochs: int, cfg: Config) -> float:
@@ -1046,7 +1056,7 @@ def all_sizes() -> list[int]:
 
 def side_for(size: int) -> int:
     """Pixels a side of the photos that crops of `size` are cut from: more than `size`, since a crop enlarges."""
-    return min(STORED, round(1.6 * size))
+    return min(STORED, 2 * size)
 
 
 def plan(birds: Birds, cfg: Config, device: torch.device, started: float) -> Run:
@@ -1126,7 +1136,7 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
     for step in bar:
         torch.manual_seed(stream(run.cfg.seed, run.epoch, rank, step).initial_seed())     # of dropout
         batch = order[step * run.batch:(step + 1) * run.batch]
-        train_step(run, pixels[batch], birds.labels[batch], size, u[batch], v[step])
+        train_step(run, pixels.index_select(0, batch), birds.labels[batch], size, u[batch], v[step])
         late = rank == 0 and run.cfg.epochs is None and run.seconds() > 60 * run.cfg.budget * 0.98
         stopped, late = add_up(torch.tensor([stop.is_set(), late], dtype=torch.int32)).tolist()
         save(stopped)
@@ -1379,10 +1389,8 @@ def closer(pixels: Tensor, centre: Tensor, size: int) -> Tensor:
     centre: (B, 2), x and y in -1..1. Returns (B, 3, size, size), channels last.
     """
     centre = centre.clamp(CLOSER - 1, 1 - CLOSER)
-    theta = torch.cat([CLOSER * torch.eye(2, device=centre.device).expand(len(centre), 2, 2), centre[:, :, None]], 2)
-    grid = F.affine_grid(theta, [len(centre), 3, size, size], align_corners=False)
-    crop = F.grid_sample(pixels / 255, grid, padding_mode="border", align_corners=False)
-    return crop.contiguous(memory_format=torch.channels_last)
+    right, down = (CLOSER * torch.eye(2, device=centre.device)).expand(len(centre), 2, 2).unbind(1)
+    return cut(pixels, size, centre, right, down, "border").contiguous(memory_format=torch.channels_last)
 
 
 def scores(truth: list, predicted: list) -> tuple[float, float]:
