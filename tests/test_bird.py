@@ -253,6 +253,16 @@ def test_a_photo_is_warped_the_same_in_any_company():
     assert together.max() <= 1
 
 
+def test_a_crop_is_cut_where_an_affine_grid_cuts_it():
+    x, theta = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8), 2 * torch.rand(4, 2, 3) - 1
+    right, down, centre = theta.unbind(dim=2)
+    grid = F.affine_grid(theta, [4, 3, 24, 24], align_corners=False)
+    for beyond in ("reflection", "border"):
+        out = bird.cut(x, 24, centre, right, down, beyond)
+        there = F.grid_sample(x / 255, grid, padding_mode=beyond, align_corners=False)
+        torch.testing.assert_close(out, there, atol=1e-3, rtol=0)
+
+
 def test_mixed_targets_hold_the_shares_of_the_pixels():
     target = torch.eye(4)
     x = torch.arange(4.0)[:, None, None, None].expand(4, 3, 20, 20).contiguous()      # photo k is all k
