@@ -24,6 +24,8 @@ import os
 import pickle
 import random
 import signal
+import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -677,13 +679,40 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     elif device.type == "mps":
         raise Mistake("--device mps works in one process only; start bird.py without torchrun, or with --device cpu.")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                            timeout=timedelta(hours=12))          # the others wait while rank 0 decodes
+    # between machines gloo would look its own name up, and on many a Linux that is the loopback
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 and (found := interface_towards(os.environ["MASTER_ADDR"])):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                                timeout=timedelta(hours=12))      # the others wait while rank 0 decodes
+    except RuntimeError as error:
+        raise Mistake("the processes of torchrun do not find each other; give --master-addr the first machine's "
+                      "address (not its name), or GLOO_SOCKET_IFNAME the network interface that leads to it "
+                      f"({str(error).splitlines()[0]}).") from error
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if dist.get_rank() else sys.stdout):
             yield device
     finally:
         dist.destroy_process_group()
+
+
+def interface_towards(address: str) -> str | None:
+    """The name of the network interface by which this machine reaches `address`; None where Linux does not tell."""
+    if sys.platform != "linux":
+        return None
+    import fcntl  # not on Windows
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))                # sends nothing, only picks the way
+        except OSError:                                # IPv6 alone, or no way
+            return None
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):         # an interface without an IPv4 address
+                reply = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))     # SIOCGIFADDR
+                if socket.inet_ntoa(reply[20:24]) == probe.getsockname()[0]:
+                    return name
+    return None
 
 
 def place() -> tuple[int, int]:

@@ -539,6 +539,52 @@ def test_torchrun_on_two_machines_trains_to_the_same_bits(pair, few, tmp_path):
     assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes()
 
 
+TWO_HOSTS = """                 # two hosts joined by a cable: namespaces whose loopbacks know nothing of each other
+set -e
+ip link set lo up
+unshare --net sleep 300 & other=$!
+trap 'kill $other' EXIT
+until [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/$$/ns/net)" ]; do sleep 0.1; done
+ip link add here type veth peer name there netns $other
+ip addr add 10.77.0.1/24 dev here
+ip link set here up
+there() { nsenter --target $other --net "$@"; }
+there ip link set lo up
+there ip addr add 10.77.0.2/24 dev there
+there ip link set there up
+(cd 1; there "$@" --node-rank 1 "$BIRD" nowhere train bird.pth --epochs 3) & second=$!
+(cd 0; "$@" --node-rank 0 "$BIRD" "$FEW" train bird.pth --epochs 3)
+wait $second
+"""
+
+
+def hosts_can_be_made() -> bool:
+    """Whether this user may make namespaces; where CI is set, the test is to fail rather than to be left out."""
+    return "CI" in os.environ or (bool(shutil.which("unshare") and shutil.which("ip")) and subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", "true"], capture_output=True).returncode == 0)
+
+
+@pytest.mark.skipif(not hosts_can_be_made(), reason="needs Linux, iproute2 and leave to make namespaces")
+def test_torchrun_on_two_hosts_finds_the_network_between_them(pair, few, tmp_path):
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", "bash", "-c", TWO_HOSTS, "two-hosts", *TORCHRUN, "--nnodes",
+         "2", "--master-addr", "10.77.0.1", "--master-port", "29500"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "BIRD": str(ROOT / "bird.py"), "FEW": str(few)}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "1").iterdir())
+    assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes()
+
+
+def test_torchrun_tells_that_processes_do_not_meet(few, tmp_path):
+    lost = subprocess.run([*IN_TWO, str(few), "train", "bird.pth"], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "GLOO_SOCKET_IFNAME": "nowhere0"}, timeout=300)
+    assert lost.returncode != 0
+    assert "error: the processes of torchrun do not find each other" in lost.stderr
+    assert "bird.py\", line" not in lost.stderr                              # no traceback of ours
+
+
 def test_torchrun_tells_a_mistake(tmp_path):
     wrong = subprocess.run([*IN_TWO, "nowhere", "train", "bird.pth"], cwd=tmp_path, capture_output=True, text=True,
                            timeout=300)
