@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -521,6 +522,23 @@ def test_torchrun_trains_one_network_in_two_processes(pair, few):
     assert net.extra["validated"] == {"macro_f1": macro, "accuracy": micro}
 
 
+def test_torchrun_on_two_machines_trains_to_the_same_bits(pair, few, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = []
+    for rank, photos in enumerate([few, "nowhere"]):                        # only the first machine has the photos
+        (tmp_path / str(rank)).mkdir()
+        machines.append(subprocess.Popen(
+            [*TORCHRUN, "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port",
+             str(port), str(ROOT / "bird.py"), str(photos), "train", "bird.pth", "--epochs", "3"],
+            cwd=tmp_path / str(rank), env={**os.environ, "OMP_NUM_THREADS": "1"}))    # as torchrun sets it for two
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert {path.name for path in (tmp_path / "0").iterdir()} == {"bird.pth", "bird.history.jsonl"}
+    assert not list((tmp_path / "1").iterdir())
+    assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes()
+
+
 TWO_HOSTS = """                 # two hosts joined by a cable: namespaces whose loopbacks know nothing of each other
 set -e
 ip link set lo up
@@ -548,14 +566,13 @@ def hosts_can_be_made() -> bool:
 
 @pytest.mark.skipif(not hosts_can_be_made(), reason="needs Linux, iproute2 and leave to make namespaces")
 def test_torchrun_on_two_hosts_finds_the_network_between_them(pair, few, tmp_path):
-    for rank in "01":                                                       # only the first host has the photos
+    for rank in "01":
         (tmp_path / rank).mkdir()
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--net", "bash", "-c", TWO_HOSTS, "two-hosts", *TORCHRUN, "--nnodes",
          "2", "--master-addr", "10.77.0.1", "--master-port", "29500"], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "BIRD": str(ROOT / "bird.py"), "FEW": str(few)}, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "0").iterdir()} == {"bird.pth", "bird.history.jsonl"}
     assert not list((tmp_path / "1").iterdir())
     assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes()
 
