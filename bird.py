@@ -692,6 +692,11 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if dist.get_rank() else sys.stdout):
             yield device
+    except RuntimeError as error:
+        if "gloo/transport" not in str(error):         # not of the connections
+            raise
+        raise Mistake("another process or machine of this training is lost; see what it printed, then give the same "
+                      f"commands again: they go on from the last save ({str(error).splitlines()[0]}).") from error
     finally:
         dist.destroy_process_group()
 

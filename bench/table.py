@@ -11,6 +11,7 @@ from pathlib import Path
 import sklearn
 import torch
 
+from nestling.runs import processor
 from vae import write_atomic
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -35,16 +36,6 @@ def publish(name: str, text: str) -> None:
 def stamp(seeds: Sequence[int], command: str) -> str:
     """One line: date, processor, cores, torch's threads, versions, seeds, command."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (f"{date.today()}, {_processor()}, {cores} cores, torch on {torch.get_num_threads()} of them; Python "
+    return (f"{date.today()}, {processor()}, {cores} cores, torch on {torch.get_num_threads()} of them; Python "
             f"{platform.python_version()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}; "
             f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; `{command}`.")
-
-
-def _processor() -> str:
-    """The processor's model, as Linux names it; elsewhere what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -89,13 +89,19 @@ def environment() -> dict[str, Any]:
             "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def processor() -> str:
-    """The processor's name as Linux tells it, or what Python knows."""
+def processor(told: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, family and model as Linux tells them, or what Python knows.
+
+    A name alone may stand for several generations of unlike speed, as "AMD EPYC" does in a virtual machine.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        first = told.read_text().partition("\n\n")[0]
+    except OSError:
+        first = ""
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    if not {"model name", "cpu family", "model"} <= facts.keys():       # not Linux, or not x86
         return platform.processor() or platform.machine()
+    return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -158,6 +158,17 @@ def test_an_ablation_without_a_run_that_went_well_is_a_mistake(specks, tmp_path,
     assert "no run went well" in capsys.readouterr().err
 
 
+def test_processors_of_one_name_are_told_apart(tmp_path):
+    told = tmp_path / "cpuinfo"
+    cores = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\n"
+    told.write_text(cores.format(0, 23) + cores.format(1, 23))
+    assert runs.processor(told) == "AMD EPYC (family 23, model 1)"
+    told.write_text(cores.format(0, 25))
+    assert runs.processor(told) == "AMD EPYC (family 25, model 1)"
+    told.write_text("processor\t: 0\nBogoMIPS\t: 243.75\nCPU implementer\t: 0x41\n")        # ARM names no model
+    assert runs.processor(told) == runs.processor(tmp_path / "missing") != ""
+
+
 def test_the_reason_of_a_failure_is_its_last_line_or_signal():
     assert runs.reason_of(2, "epoch 1\nerror: no photos there\n\n") == "no photos there"
     assert "signal 9" in runs.reason_of(-9, "epoch 1")

@@ -17,6 +17,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -522,21 +523,45 @@ def test_torchrun_trains_one_network_in_two_processes(pair, few):
     assert net.extra["validated"] == {"macro_f1": macro, "accuracy": micro}
 
 
-def test_torchrun_on_two_machines_trains_to_the_same_bits(pair, few, tmp_path):
+def start_two_machines(few: Path, folder: Path) -> list[subprocess.Popen]:
+    """Three epochs by two torchruns, each in a folder and session of its own; only the first has the photos."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     machines = []
-    for rank, photos in enumerate([few, "nowhere"]):                        # only the first machine has the photos
-        (tmp_path / str(rank)).mkdir()
+    for rank, photos in enumerate([few, "nowhere"]):
+        (folder / str(rank)).mkdir(exist_ok=True)
         machines.append(subprocess.Popen(
             [*TORCHRUN, "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port",
-             str(port), str(ROOT / "bird.py"), str(photos), "train", "bird.pth", "--epochs", "3"],
-            cwd=tmp_path / str(rank), env={**os.environ, "OMP_NUM_THREADS": "1"}))    # as torchrun sets it for two
-    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+             str(port), str(ROOT / "bird.py"), str(photos), "train", "bird.pth", "--epochs", "3"], text=True,
+            cwd=folder / str(rank), env={**os.environ, "OMP_NUM_THREADS": "1"},       # as torchrun sets it for two
+            start_new_session=True, stderr=subprocess.PIPE))
+    return machines
+
+
+def test_torchrun_on_two_machines_trains_to_the_same_bits(pair, few, tmp_path):
+    machines = start_two_machines(few, tmp_path)
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
     assert {path.name for path in (tmp_path / "0").iterdir()} == {"bird.pth", "bird.history.jsonl"}
     assert not list((tmp_path / "1").iterdir())
     assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes()
+
+
+def test_a_lost_machine_is_told_and_the_same_commands_go_on_to_the_same_bits(pair, few, tmp_path):
+    first, second = start_two_machines(few, tmp_path)
+    saved = tmp_path / "0" / "bird.resume.pt"
+    assert wait_for(saved.exists, first)
+    for process in [*psutil.Process(second.pid).children(recursive=True), psutil.Process(second.pid)]:
+        process.kill()                                                      # as when the power goes
+    told = first.communicate(timeout=120)[1]
+    second.communicate()
+    assert "error: another process or machine of this training is lost" in told
+    assert "bird.py\", line" not in told                                     # no traceback of ours
+    assert saved.exists()
+    assert not (tmp_path / "0" / "bird.pth").exists()
+    errors = [machine.communicate(timeout=300)[1] for machine in start_two_machines(few, tmp_path)]
+    assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes(), errors
 
 
 TWO_HOSTS = """                 # two hosts joined by a cable: namespaces whose loopbacks know nothing of each other
