@@ -106,6 +106,8 @@ LARGER = (120_000, 200_000, 350_000, 500_000, 750_000)      # quick first; and 1
                                     # photos seen on, counted each time, times the last number of SIZES, so that no
                                     # two sizes grow at once and plans leave little time over
 MIDDLE, CLOSER = 0.9, 0.7           # sides of the two looks at a photo to be labelled, as shares of the photo's
+RENEWED = 1024                      # photos that batch statistics are taken of at the end
+LOOK = 0.4                          # time of a look at a photo, as a share of a training step's
 SURE, DOUBT = 0.85, 0.6             # probabilities of the likeliest class: from SURE on one look is enough; below DOUBT
                                     # after two, both are taken once more, mirrored
 
@@ -848,6 +850,7 @@ class Run:
     batch: int                          # photos a step in this process
     steps: int                          # a whole epoch's
     photos: int                         # seen in an epoch, in all processes
+    closing: float                      # the time from the last epoch to the saved model, in epochs of the last size
     forward: Callable[[Tensor], Tensor]                 # net, compiled where that helps
     epochs: int                         # planned
     pace: dict[int, float] = field(default_factory=dict)     # seconds of an epoch by image size, as planned
@@ -962,9 +965,12 @@ def new_run(birds: Birds, cfg: Config, epochs: int, device: torch.device, starte
                                      {"params": vectors, "weight_decay": 0.0}],       # biases, scales
                                     lr=cfg.lr, betas=(0.9, 0.99), fused=device.type != "mps")]
     weights = counts.sum() / (len(counts) * counts) if cfg.class_weights else torch.ones(len(counts))
+    batch = max(1, cfg.batch // place()[1])
+    looks = 2 * min(RENEWED, len(birds.fit)) + 1.5 * len(birds.validation)               # of `finish`
     return Run(cfg, device, net, deepcopy(net).eval().requires_grad_(False), optimisers,
                torch.amp.GradScaler(device.type, enabled=half_type(device) == torch.float16), weights.to(device),
-               batch=max(1, cfg.batch // place()[1]), steps=steps, photos=steps * cfg.batch,
+               batch=batch, steps=steps, photos=steps * cfg.batch,
+               closing=LOOK * looks / (steps * batch + LOOK * len(birds.validation)),
                forward=compiled(net) if worth_compiling(device, cfg) else net, epochs=epochs, started=started)
 
 
@@ -1102,8 +1108,8 @@ def plan(birds: Birds, cfg: Config, device: torch.device, started: float) -> Run
     for least in (1, LONG):
         run = new_run(birds, cfg, least, device, started)
         run.pace = time_epochs(birds, run.cfg, device)
-        left = 0.94 * 60 * cfg.budget - from_first(run.seconds)         # some for saving and for a slower hour
-        run.epochs = max(least, epochs_within(left, run.pace, run.photos))
+        left = 0.95 * 60 * cfg.budget - from_first(run.seconds)         # some for a slower hour
+        run.epochs = max(least, epochs_within(left, run.pace, run.photos, closing=run.closing))
         if run.epochs < LONG:
             break
     sides = " then ".join(f"{size} px" for size in dict.fromkeys(run.sizes()))
@@ -1134,21 +1140,27 @@ def time_epochs(birds: Birds, cfg: Config, device: torch.device) -> dict[int, fl
                        torch.rand(len(batch), DRAWS), torch.rand(2))
             times.append(time.perf_counter() - start)
             cost = add_up(torch.tensor(sum(times)))
-        # the first step warms up; a forward pass, for the validation, costs about 0.4 of a step
-        seconds = min(times[1:]) * (run.steps + 0.4 * len(birds.validation) / len(batch))
+        # the first step warms up
+        seconds = min(times[1:]) * (run.steps + LOOK * len(birds.validation) / len(batch))
         timed[size] = add_up(torch.tensor(seconds)).item() / place()[1]
     last = max(timed)
     return {size: float(np.interp(size**2, [s**2 for s in timed], list(timed.values()))) * max(1, (size / last)**2)
             for size in sizes}
 
 
-def epochs_within(left: float, pace: dict[int, float], photos: int, first: int = 0, most: int = 1000) -> int:
+def epochs_within(left: float, pace: dict[int, float], photos: int, first: int = 0, most: int = 1000,
+                  closing: float = 0.0) -> int:
     """The longest coarse plan, of `most` epochs at most, whose epochs from `first` on take at most `left` seconds.
 
-    pace: seconds of an epoch by image size; photos: seen in an epoch.
+    pace: seconds of an epoch by image size; photos: seen in an epoch; closing: epochs of the last size for
+    which room is left.
     """
+    def needs(epochs: int) -> float:
+        sizes = image_sizes(epochs, photos)
+        return sum(pace[size] for size in sizes[first:]) + closing * pace[sizes[-1]]
+
     fit = first + 1
-    while fit < most and sum(pace[size] for size in image_sizes(fit + 1, photos)[first:]) <= left:
+    while fit < most and needs(fit + 1) <= left:
         fit += 1
     return coarse_epochs(fit)
 
@@ -1165,12 +1177,13 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
     u = torch.rand(len(birds.labels), DRAWS, generator=randomness)       # by photo
     v = torch.rand(run.steps, 2, generator=randomness)                   # by step
     run.net.train()
+    end = 60 * run.cfg.budget * 0.98 - run.closing * run.pace.get(run.sizes()[-1], 0)
     bar = progress(range(run.step, run.steps), run.steps, f"epoch {run.epoch + 1}/{run.epochs}")
     for step in bar:
         torch.manual_seed(stream(run.cfg.seed, run.epoch, rank, step).initial_seed())     # of dropout
         batch = order[step * run.batch:(step + 1) * run.batch]
         train_step(run, pixels.index_select(0, batch), birds.labels[batch], size, u[batch], v[step])
-        late = rank == 0 and run.cfg.epochs is None and run.seconds() > 60 * run.cfg.budget * 0.98
+        late = rank == 0 and run.cfg.epochs is None and run.seconds() > end
         stopped, late = add_up(torch.tensor([stop.is_set(), late], dtype=torch.int32)).tolist()
         save(stopped)
         if stopped:
@@ -1215,7 +1228,7 @@ def finish(run: Run, birds: Birds) -> tuple[dict, float, float]:
     net = run.averaged
     net.load_state_dict(run.best_state)
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    some = min(1024, len(birds.fit) // 128 * 128 or len(birds.fit))             # batches of one length weigh the same
+    some = min(RENEWED, len(birds.fit) // 128 * 128 or len(birds.fit))          # batches of one length weigh the same
     rows = birds.fit[torch.randperm(len(birds.fit), generator=stream(run.cfg.seed, place()[0]))[:some]]
     for norm in norms:
         norm.reset_running_stats()
@@ -1339,7 +1352,8 @@ def keep_pace(run: Run, birds: Birds) -> None:
     slow = slowness(recent)
     slow_now = min(slow, slowness(recent[-4:]))
     left = 60 * run.cfg.budget * 0.98 - recent[-1]["seconds"]
-    need = slow_now * sum(run.pace[size] for size in run.sizes()[run.epoch:])
+    sizes = run.sizes()
+    need = slow_now * (sum(run.pace[size] for size in sizes[run.epoch:]) + run.closing * run.pace[sizes[-1]])
     if need > left * (1.2 - 0.2 * run.done()):         # early on, a little may yet go by
         skipped = min(math.ceil(need / max(left, 1e-9)) - 1, run.epochs - 1 - run.epoch)
         if skipped:
@@ -1352,7 +1366,7 @@ def keep_pace(run: Run, birds: Birds) -> None:
         run.pace = {size: lag * seconds for size, seconds in run.pace.items()}
         run.paced_from = len(run.history)                              # the next epoch's seconds hold this timing
         most = 1000 if run.epochs >= LONG else LONG - 1                # the dials stay as they are
-        longer = epochs_within(0.96 * left, run.pace, run.photos, run.epoch, most)
+        longer = epochs_within(0.96 * left, run.pace, run.photos, run.epoch, most, run.closing)
         if longer > run.epochs:
             run.epochs = longer
             note(f"{slow:.2f} times the time planned: the plan is now {run.epochs} epochs.")

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from copy import deepcopy
@@ -751,6 +752,22 @@ def test_a_plan_fills_its_budget(photos, speed):
         epochs = bird.epochs_within(left, pace, photos)
         used = sum(pace[size] for size in bird.image_sizes(epochs, photos))
         assert 0.77 * left < used <= left, (left, epochs, used)
+
+
+def test_a_plan_leaves_room_to_finish(few):
+    pace = dict.fromkeys(bird.all_sizes(), 2.0)
+    assert bird.epochs_within(20, pace, 1000) == 10
+    assert bird.epochs_within(20, pace, 1000, closing=1.5) == 8
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    run = bird.new_run(birds, bird.Config(budget=1), 20, torch.device("cpu"), time.monotonic() - 30)
+    run.pace, run.steps = {64: 40.0, 96: 40.0, 128: 40.0}, 2
+    looks, epoch = 2 * len(birds.fit) + 1.5 * len(birds.validation), 64 + 0.4 * len(birds.validation)
+    assert run.closing == pytest.approx(0.4 * looks / epoch)               # a look costs 0.4 of a step
+    for closing, whole in ((0.0, True), (1.0, False)):                     # 30 of 58.8 seconds are over, or of 18.8
+        run.closing, run.step = closing, 0
+        pixels = bird.resized(birds.pixels, bird.side_for(64))
+        assert bird.train_epoch(run, birds, pixels, threading.Event(), lambda now: None) is whole
+        assert run.step == (2 if whole else 1)
 
 
 def test_a_loss_that_is_not_finite_keeps_what_was_saved(few, tmp_path, capsys, monkeypatch):
