@@ -7,8 +7,9 @@ DATASET holds one folder a class. The file reads in the order of the data: find 
 BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-learn and tqdm, and nothing else.
 
 (macro + micro F1) / 2 on 1,036 photos put aside, two plain cores: 0.944 in 101 minutes (the defaults, seed 0), 0.912 to
-0.918 in 19 to 20 (--budget 20, seeds 0 to 2). Earlier, wider networks on two cores with matrix units: 0.953 in 94
-minutes and 0.922 to 0.936 in 17 to 19 (bench/RESULTS.md has hardware, date and commands).
+0.918 in 19 to 20 (--budget 20, seeds 0 to 2; 0.887 and 0.889 on cores a third as quick). Earlier, wider networks on
+two cores with matrix units: 0.953 in 94 minutes and 0.922 to 0.936 in 17 to 19 (bench/RESULTS.md has hardware, date
+and commands).
 Failed experiments: docs/log.md.
 """
 
