@@ -540,16 +540,7 @@ def start_two_machines(few: Path, folder: Path) -> list[subprocess.Popen]:
     return machines
 
 
-def test_torchrun_on_two_machines_trains_to_the_same_bits(pair, few, tmp_path):
-    machines = start_two_machines(few, tmp_path)
-    errors = [machine.communicate(timeout=300)[1] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], errors
-    assert {path.name for path in (tmp_path / "0").iterdir()} == {"bird.pth", "bird.history.jsonl"}
-    assert not list((tmp_path / "1").iterdir())
-    assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes()
-
-
-def test_a_lost_machine_is_told_and_the_same_commands_go_on_to_the_same_bits(pair, few, tmp_path):
+def test_torchrun_on_two_machines_tells_a_lost_one_and_goes_on_to_the_same_bits(pair, few, tmp_path):
     first, second = start_two_machines(few, tmp_path)
     saved = tmp_path / "0" / "bird.resume.pt"
     assert wait_for(saved.exists, first)
@@ -561,8 +552,12 @@ def test_a_lost_machine_is_told_and_the_same_commands_go_on_to_the_same_bits(pai
     assert "bird.py\", line" not in told                                     # no traceback of ours
     assert saved.exists()
     assert not (tmp_path / "0" / "bird.pth").exists()
-    errors = [machine.communicate(timeout=300)[1] for machine in start_two_machines(few, tmp_path)]
-    assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes(), errors
+    machines = start_two_machines(few, tmp_path)
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    assert {path.name for path in (tmp_path / "0").iterdir()} == {"bird.pth", "bird.history.jsonl"}
+    assert not list((tmp_path / "1").iterdir())
+    assert (tmp_path / "0" / "bird.pth").read_bytes() == (pair[0] / "bird.pth").read_bytes()
 
 
 TWO_HOSTS = """                 # two hosts joined by a cable: namespaces whose loopbacks know nothing of each other
