@@ -32,7 +32,7 @@ demo/digits: | setup
 	$(PY) -m nestling.cli data digits demo/digits
 
 test: setup check                         ## style, types and all tests
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 check: setup
 	$(PY) -m ruff check .

@@ -60,7 +60,7 @@ def test_install_sh_refuses_an_old_python(tmp_path):
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    monkeypatch.setenv("NESTLING_MINUTES", "0.4")
+    monkeypatch.setenv("NESTLING_MINUTES", "0.3")
     monkeypatch.setenv("NESTLING_BIRDS", "8")
     monkeypatch.setenv("NESTLING_OUT", str(tmp_path))
     notebook = nbformat.read(ROOT / "run.ipynb", as_version=4)
