@@ -28,14 +28,6 @@ def call(program: str, *args: object, cwd: Path, **options) -> subprocess.Comple
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-@pytest.hookimpl(tryfirst=True)                    # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a training run in one process, so that it is trained once (`--dist loadgroup`)."""
-    for item in items:
-        for training in {"trained", "pair"} & set(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(training))
-
-
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
     """A set of drawn birds with known copies: train/, test/, masks/, copies.json."""
