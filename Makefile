@@ -1,9 +1,6 @@
 # `make demo` and `make test` do everything on a fresh machine; the rest are their parts.
 PY = .venv/bin/python
 
-# A file's tests keep to one process, so that its trainings are made once; the longest go first, so that both end together.
-LONGEST = tests/test_bird.py tests/test_vae.py tests/test_project.py
-
 AUTHOR ?= A. Student 2021CS10001          # of `make reports`; make reports AUTHOR="Your Name 2021CS10002"
 
 .PHONY: demo reports test check bench setup clean
@@ -35,7 +32,7 @@ demo/digits: | setup
 	$(PY) -m nestling.cli data digits demo/digits
 
 test: setup check                         ## style, types and all tests
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
+	$(PY) -m pytest -n 2
 
 check: setup
 	$(PY) -m ruff check .
