@@ -1153,8 +1153,7 @@ def epochs_within(left: float, pace: dict[int, float], photos: int, first: int =
                   closing: float = 0.0) -> int:
     """The longest coarse plan, of `most` epochs at most, whose epochs from `first` on take at most `left` seconds.
 
-    pace: seconds of an epoch by image size; photos: seen in an epoch; closing: epochs of the last size for
-    which room is left.
+    pace: seconds of an epoch by image size; photos: seen in an epoch; closing: `Run.closing`.
     """
     def needs(epochs: int) -> float:
         sizes = image_sizes(epochs, photos)
@@ -1178,7 +1177,7 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
     u = torch.rand(len(birds.labels), DRAWS, generator=randomness)       # by photo
     v = torch.rand(run.steps, 2, generator=randomness)                   # by step
     run.net.train()
-    end = 60 * run.cfg.budget * 0.98 - run.closing * run.pace.get(run.sizes()[-1], 0)
+    end = 60 * run.cfg.budget * 0.98 - run.closing * run.pace.get(run.sizes()[-1], 0)    # seconds; `finish` comes after
     bar = progress(range(run.step, run.steps), run.steps, f"epoch {run.epoch + 1}/{run.epochs}")
     for step in bar:
         torch.manual_seed(stream(run.cfg.seed, run.epoch, rank, step).initial_seed())     # of dropout
