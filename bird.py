@@ -989,9 +989,9 @@ def compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def half_type(device: torch.device) -> torch.dtype | None:
     """The short float of mixed precision: bfloat16 where the hardware multiplies it, float16 on older CUDA devices."""
-    if device.type == "cpu":                           # matrix units of Intel's server processors since 2023
+    if device.type == "cpu":           # Intel's server processors since 2023 (matrix units), AMD's since 2022 (vectors)
         has = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
-        return torch.bfloat16 if has.get("amx_bf16") else None
+        return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
