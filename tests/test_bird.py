@@ -892,8 +892,8 @@ def test_the_first_look_leaves_out_the_edges_and_says_where_in_the_photo(model, 
     torch.testing.assert_close(seen[0], torch.tensor([[0.45, -0.18]]).expand(3, 2))    # half of 0.9 of the photo's side
 
 
-@pytest.mark.parametrize("units, kind", [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16),
-                                         ("avx512_f", torch.float32)])
+@pytest.mark.parametrize(("units", "kind"), [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16),
+                                             ("avx512_f", torch.float32)])
 def test_a_processor_that_multiplies_bfloat16_is_asked_to(units, kind, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, "avx512_bf16": False, units: True})
     with bird.mixed_precision(torch.device("cpu")):
