@@ -834,7 +834,7 @@ def seconds_allowed(config: Config) -> float:
 
 
 def run_epochs(run: Run, began: float, history: Path, kept: Path) -> None:
-    """The epochs that are still to do, phase by phase; the run is saved after each."""
+    """The epochs still to do, phase by phase; the run is saved after each, but not within 2 seconds of a save."""
     config, done, saved = run.config, len(run.rows), time.monotonic()
     todo = [(phase, e) for phase, n in run.plan.items() for e in range(n)]
     with tqdm(total=len(todo), initial=done, unit="epoch", disable=None) as bar:
@@ -860,6 +860,7 @@ def run_epochs(run: Run, began: float, history: Path, kept: Path) -> None:
             if bar.disable:
                 print(f"epoch {row['epoch']} of {len(todo)}, {phase}: {note}", flush=True)
     if len(run.rows) < len(todo):
+        write_history(history, run.rows)
         print(f"the budget of {config.budget:g} minutes ended the training early, after epoch {len(run.rows)}")
 
 

@@ -232,7 +232,7 @@ def speed(photos: int) -> None:
         rows.append(row("`bird.py test` from files; against the assignment's loop over batches of one",
                         photos, test, lambda: batch_of_one(net, plain)))
         of_convolutions = f"{share(run, ours)} in {kind}"
-        if kind != "float32":                            # as most other processors do it
+        if kind != "float32":                            # as processors without such units do it
             with mock.patch.object(bird, "half_type", return_value=None):
                 run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())
                 of_convolutions += f", {share(run, our_epochs(run, birds))} in float32"

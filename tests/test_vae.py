@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,6 +254,21 @@ def test_the_history_has_a_line_an_epoch(trained):
     assert {"lr", "seconds", "loss", "recon", "kl", "ssim", "held_loss", "held_recon", "held_kl"} <= set(rows[-1])
     assert rows[-1]["loss"] < rows[2]["loss"]
     assert rows[0]["information"] > 0
+
+
+def test_the_history_is_whole_where_the_budget_ends_the_training(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+
+    def epoch_of_a_second(*_):
+        clock.now += 1
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(vae, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(vae, "run_epoch", epoch_of_a_second)
+    run = SimpleNamespace(config=Config(budget=0.1), plan={"latents": 9}, rows=[], elapsed=0.0, state=dict)
+    vae.run_epochs(run, 0.0, tmp_path / "history.jsonl", tmp_path / "resume.pt")       # 3 seconds for the epochs
+    rows = [json.loads(row) for row in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
 
 
 def test_the_model_loads_anywhere(trained):
