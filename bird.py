@@ -89,7 +89,7 @@ class Config:
     dropout: float = 0.2            # before the head
     batch_norm: bool = True
     average: float = 0.98           # decay of the averaged weights, a step; 0: the last weights are used
-    patience: float = 0.3           # early stopping: share of the planned epochs (10 at least) without a better score
+    patience: float = 0.3           # early stopping: share of the planned epochs (10 at least) without a lower loss
 
     def __post_init__(self):
         if self.epochs is not None and self.epochs < 1:
@@ -859,7 +859,7 @@ class Run:
     epoch: int = 0                      # finished
     step: int = 0                       # finished in this epoch
     sums: tuple[float, float, int] = (0.0, 0.0, 0)      # loss, right ones, photos of this epoch so far
-    best: float = -1.0                  # validation score of best_state
+    best: float = math.inf              # validation loss of best_state
     best_state: dict = field(default_factory=dict)
     stale: int = 0                      # epochs since then
     history: list[dict] = field(default_factory=list)
@@ -1194,21 +1194,24 @@ def train_epoch(run: Run, birds: Birds, pixels: Tensor, stop: threading.Event, s
 
 
 def validate(run: Run, birds: Birds, seconds: float) -> dict:
-    """The history's line of the epoch that has just ended; keeps the averaged weights if their score is the best."""
+    """The history's line of the epoch that has just ended; keeps the averaged weights if their loss is the lowest.
+
+    The loss and not the score, which of a few hundred photos is the noisier guide: see docs/log.md.
+    """
     size = run.sizes()[run.epoch]
     judged = run.averaged if run.cfg.average else deepcopy(run.net).eval()
     average_statistics(judged)
     judged.extra["size"] = size
     p, truth, macro, micro = judge(judged, birds, run.device)
     loss_sum, right, seen = add_up(torch.tensor(run.sums, dtype=torch.float64)).tolist()
+    loss = F.nll_loss(p.clamp(min=1e-7).log(), truth, weight=run.weights.cpu()).item()
     row = {"epoch": run.epoch + 1, "epochs": run.epochs, "size": size, "lr": run.optimisers[0].param_groups[0]["lr"],
            "train_loss": loss_sum / seen, "train_accuracy": right / seen,
-           "val_loss": F.nll_loss(p.clamp(min=1e-7).log(), truth, weight=run.weights.cpu()).item(),
-           "val_accuracy": micro, "val_macro_f1": macro, "val_score": (macro + micro) / 2,
-           "seconds": round(seconds, 2), "best": (macro + micro) / 2 > run.best}
+           "val_loss": loss, "val_accuracy": micro, "val_macro_f1": macro, "val_score": (macro + micro) / 2,
+           "seconds": round(seconds, 2), "best": loss < run.best}
     run.stale = 0 if row["best"] else run.stale + 1
     if row["best"]:
-        run.best, run.best_state = row["val_score"], deepcopy(judged.state_dict())
+        run.best, run.best_state = loss, deepcopy(judged.state_dict())
     return row
 
 

@@ -386,7 +386,7 @@ def peers(data: Path, aside: Path, minutes: float, out: Path) -> None:
 
 {stamp([0], f"python -m bench.birds peers DATASET ASIDE --minutes {minutes:g}")} The same photos, the same split, from
 random weights; the others train in float32 and are fed by `ImageFolder` and `DataLoader(num_workers=2)`. On the fifth
-put aside bird.py reads with the weights that it saved, those of its best epoch, the others with their last.
+put aside bird.py reads with the weights that it saved, those with the lowest loss, the others with their last.
 
 | Network | Minutes | Validation score, last epoch | best epoch | Score on the fifth put aside |
 |---|---|---|---|---|
@@ -468,7 +468,7 @@ def copies(data: Path | None, aside: Path | None, minutes: float) -> None:
             with contextlib.nullcontext() if kept else apart:
                 bird.train(folder / "train", model, bird.Config(budget=minutes, epochs=epochs))
             epochs = history_of(model)[-1]["epochs"]                       # the second has as many as the first
-            score = max(row["val_score"] for row in history_of(model))
+            score = [row["val_score"] for row in history_of(model) if row["best"]][-1]
             test = sum(score_on(model, new)) / 2
             rows.append(f"| {'kept on one side' if kept else 'split at random'} | {epochs} | {score:.4f} | "
                         f"{test:.4f} | {score - test:+.4f} |")

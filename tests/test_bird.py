@@ -4,6 +4,7 @@ import ast
 import inspect
 import itertools
 import json
+import math
 import os
 import resource
 import shutil
@@ -425,6 +426,23 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(signal_sent, few, tmp_path
     epochs = [json.loads(line)["epoch"] for line in (cut / "bird.history.jsonl").read_text().splitlines()]
     assert epochs == [1, 2, 3, 4]
     assert not (cut / "bird.resume.pt").exists()
+
+
+def test_the_weights_of_the_lowest_loss_are_kept_whatever_the_score(few, monkeypatch):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    run = bird.new_run(birds, bird.Config(), 5, torch.device("cpu"), 0.0)
+    run.sums = (1.0, 1, 1)
+    truth = torch.tensor([0, 1, 2])
+    for run.epoch, (sure, score) in enumerate([(0.5, 0.7), (0.8, 0.6), (0.7, 0.9), (0.9, 0.5), (math.nan, 1.0)]):
+        p = sure * torch.eye(3) + (1 - sure) / 2 * (1 - torch.eye(3))
+        monkeypatch.setattr(bird, "judge", lambda *_, p=p, score=score: (p, truth, score, score))
+        with torch.no_grad():
+            run.averaged.head.bias.fill_(run.epoch)
+        run.history.append(bird.validate(run, birds, 0.0))
+    assert [row["best"] for row in run.history] == [True, True, False, True, False]
+    assert run.history[3]["val_loss"] == pytest.approx(-math.log(0.9))
+    assert run.best_state["head.bias"].tolist() == [3, 3, 3]
+    assert run.stale == 1
 
 
 def wait_for(happened, process: subprocess.Popen, seconds: float = 120) -> bool:

@@ -228,8 +228,9 @@ def test_sentences_on_differences_follow_the_noise():
     assert say.not_measured(rows, known) == ["Not measured: without c."]
 
 
-@pytest.mark.parametrize(("score", "said"), [(0.9, "scored the same."), (0.875, "scored 0.0250 lower.")])
-def test_a_last_epoch_as_good_as_the_kept_one_is_said_to_be_so(score, said):
+@pytest.mark.parametrize(("score", "said"), [(0.9, "scored the same."), (0.875, "scored 0.0250 lower."),
+                                              (0.91, "scored 0.0100 higher.")])
+def test_how_the_last_epoch_compares_with_the_kept_one_is_said(score, said):
     numbers = dict.fromkeys(("val_accuracy", "val_macro_f1", "val_loss", "train_loss", "train_accuracy"), 0.5)
     rows = [{"epoch": 1, "epochs": 2, "best": True, "val_score": 0.9, **numbers},
             {"epoch": 2, "epochs": 2, "best": False, "val_score": score, **numbers}]

@@ -22,7 +22,7 @@ def training_bird(rows: list[dict], saved: dict[str, float] | None = None) -> li
     """
     best = [row for row in rows if row["best"]][-1]
     first, last = rows[0], rows[-1]
-    said = [f"The weights of epoch {best['epoch']} were kept, which scored highest on the validation photos: "
+    said = [f"The weights of epoch {best['epoch']} were kept, whose loss on the validation photos was the lowest: "
             f"accuracy {best['val_accuracy']:.4f}, macro F1 {best['val_macro_f1']:.4f}, loss {best['val_loss']:.3f}"
             + ("." if best is first else f" (after epoch {first['epoch']}: accuracy {first['val_accuracy']:.4f}, loss "
                                          f"{first['val_loss']:.3f})."),
@@ -32,8 +32,9 @@ def training_bird(rows: list[dict], saved: dict[str, float] | None = None) -> li
         said.append(f"Saved with batch statistics of photos that are not augmented, the network has accuracy "
                     f"{saved['accuracy']:.4f}, macro F1 {saved['macro_f1']:.4f} on the validation photos.")
     if last is not best:
-        lower = f"{best['val_score'] - last['val_score']:.4f}"
-        said.append(f"The last epoch, {last['epoch']}, scored {'the same' if float(lower) == 0 else f'{lower} lower'}.")
+        lower = round(best["val_score"] - last["val_score"], 4)
+        said.append(f"The last epoch, {last['epoch']}, scored "
+                    + (f"{abs(lower):.4f} {'lower' if lower > 0 else 'higher'}." if lower else "the same."))
     if last["epoch"] < last["epochs"]:
         said.append(f"{last['epochs']} epochs were planned; the training ended before that.")
     return said
