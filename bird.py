@@ -7,9 +7,9 @@ DATASET holds one folder a class. The file reads in the order of the data: find 
 BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-learn and tqdm, and nothing else.
 
 (macro + micro F1) / 2 on 1,036 photos put aside, two plain cores: 0.944 in 101 minutes (the defaults, seed 0), 0.912 to
-0.918 in 19 to 20 (--budget 20, seeds 0 to 2; 0.887 and 0.889 on cores a third as quick). Earlier, wider networks on
-two cores with matrix units: 0.953 in 94 minutes and 0.922 to 0.936 in 17 to 19 (bench/RESULTS.md has hardware, date
-and commands).
+0.918 in 19 to 20 (--budget 20, seeds 0 to 2; 0.887 and 0.889 on cores a third as quick). Where cores multiply
+bfloat16: 0.948 in 98 minutes, 0.929 to 0.942 in 17; an earlier program, with a wide network, 0.953 in 94 minutes
+(bench/RESULTS.md has hardware, date and commands).
 Failed experiments: docs/log.md.
 """
 
@@ -55,9 +55,12 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 OPEN: Any = None                    # a dial that the length of the training sets
-LONG = 64                           # epochs; in fewer, photos are learned better plain and in more steps
-SHORTER: dict[str, Any] = {"batch": 64, "turn": 12.0, "zoom": 0.6, "colour": 0.2, "mix": 0.0}
-LONGER: dict[str, Any] = {"batch": 128, "turn": 20.0, "zoom": 0.45, "colour": 0.3, "mix": 0.5}
+NARROW, WIDE = (40, 64, 128, 256), (48, 80, 160, 320)      # channels at 1/4, 1/8, 1/16 and 1/32 of the side
+SHORTER: dict[str, Any] = {"channels": NARROW, "batch": 64, "turn": 12.0, "zoom": 0.6, "colour": 0.2, "mix": 0.0}
+LONGER: dict[str, Any] = {"channels": NARROW, "batch": 128, "turn": 20.0, "zoom": 0.45, "colour": 0.3, "mix": 0.5}
+LONGEST: dict[str, Any] = {**LONGER, "channels": WIDE}
+LENGTHS = {1: SHORTER, 64: LONGER, 224: LONGEST}           # from so many epochs on: in few, photos are learned better
+                                    # plain and in more steps, in many a wide network is worth its time
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Config:
     # data
     val_fraction: float = 0.2       # of each class, near-duplicates kept on one side
     batch: int = OPEN               # images a step
+    # the network
+    channels: tuple[int, ...] = OPEN
     # augmentation: one affine warp a photo, then light and colour; 0 switches a dial off
     flip: float = 0.5               # probability of a mirror image
     upside_down: float = 0.15       # probability of half a turn: some photos of the real set are upside down
@@ -494,8 +499,13 @@ def stream(*key: int) -> torch.Generator:
 
 def settled(cfg: Config, epochs: int) -> Config:
     """The dials left open are set for a training of this length."""
-    dials = LONGER if epochs >= LONG else SHORTER
+    dials = LENGTHS[max(least for least in LENGTHS if least <= epochs)]
     return replace(cfg, **{name: value for name, value in dials.items() if getattr(cfg, name) is OPEN})
+
+
+def most_epochs(epochs: int) -> int:
+    """The longest training whose open dials are set as those of one of `epochs`."""
+    return min([least - 1 for least in LENGTHS if least > epochs], default=1000)
 
 
 def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
@@ -591,14 +601,15 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm:
 class BirdNet(nn.Module):
     """A residual network for photos of any size: RGB in 0..1 -> one logit a class.
 
-    `self.features` gives the last feature map, (B, 256, s/32, s/32), the one that Grad-CAM reads. Class names, class
-    sizes, the image size at which the network reads best and, once trained, its validation scores ride in the
-    state_dict as plain values.
+    `self.features` gives the last feature map, (B, C, s/32, s/32), the one that Grad-CAM reads. Class names, class
+    sizes, channels, the image size at which the network reads best and, once trained, its validation scores ride in
+    the state_dict as plain values.
     """
 
-    STAGES = ((40, 1), (64, 1), (128, 2), (256, 2))    # channels and blocks at 1/4, 1/8, 1/16 and 1/32 of the side
+    BLOCKS = (1, 1, 2, 2)                              # at 1/4, 1/8, 1/16 and 1/32 of the side
 
-    def __init__(self, classes: int = 10, *, dropout: float = 0.2, batch_norm: bool = True):
+    def __init__(self, classes: int = 10, *, channels: tuple[int, ...] = NARROW, dropout: float = 0.2,
+                 batch_norm: bool = True):
         super().__init__()
         self.extra: dict[str, Any] = {"program": "bird", "classes": [str(k) for k in range(classes)],
                                       "counts": [1] * classes, "size": 128, "batch_norm": batch_norm}
@@ -606,29 +617,34 @@ class BirdNet(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.full((3,), 0.5))     # of the training photos, by channel
         self.register_buffer("std", torch.full((3,), 0.25))
-        inputs, blocks = self.STAGES[0][0], []
-        for stage, (outputs, depth) in enumerate(self.STAGES):
+        self.dropout = nn.Dropout(dropout)
+        self.build(list(channels))
+
+    def build(self, channels: list[int]) -> None:
+        """Layers of so many channels, with random weights."""
+        self.extra["channels"] = channels
+        batch_norm, inputs, blocks = self.extra["batch_norm"], channels[0], []
+        for stage, (outputs, depth) in enumerate(zip(channels, self.BLOCKS, strict=True)):
             for k in range(depth):
                 blocks.append(Block(inputs, outputs, 2 if stage > 0 and k == 0 else 1, batch_norm, gated=stage > 1))
                 inputs = outputs
-        conv, *norm = convolution(32, self.STAGES[0][0], 3, 1, batch_norm)
+        conv, *norm = convolution(32, channels[0], 3, 1, batch_norm)
         self.features = nn.Sequential(
             *convolution(3, 32, 3, 2, batch_norm=False), nn.ReLU(inplace=True),
             conv, nn.MaxPool2d(2), *norm, nn.ReLU(inplace=True),   # pooled first: a quarter is left to normalise
             *blocks)
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(2 * inputs, classes)
+        self.head = nn.Linear(2 * inputs, len(self.extra["classes"]))
 
     def forward(self, x: Tensor) -> Tensor:                       # (B, 3, s, s) RGB in 0..1
         return self.read(self.see(x))
 
     def see(self, x: Tensor) -> Tensor:
-        """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, 256, s/32, s/32)."""
+        """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, C, s/32, s/32)."""
         return self.features((x - self.mean[:, None, None]).div_(self.std[:, None, None]))
 
     def read(self, h: Tensor) -> Tensor:
         """The last feature map -> logits (B, K)."""
-        h = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)    # (B, 512), whatever the size
+        h = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)    # (B, 2 C), whatever the size
         return self.head(self.dropout(h))
 
     def gaze(self, h: Tensor) -> Tensor:
@@ -636,17 +652,25 @@ class BirdNet(nn.Module):
 
         It is the centre of mass of the class activation map (Zhou et al. 2016) of the averaged half of the head.
         """
-        weights = self.head.weight[self.read(h).argmax(dim=1), :h.shape[1]]                       # (B, 256)
+        weights = self.head.weight[self.read(h).argmax(dim=1), :h.shape[1]]                       # (B, C)
         heat = F.relu(torch.einsum("bchw,bc->bhw", h, weights))
         heat = heat / heat.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)   # of no evidence at all, the middle
         across, down = (torch.arange(0.5, n, device=h.device) * 2 / n - 1 for n in (h.shape[3], h.shape[2]))
         return torch.stack([heat.sum(dim=1) @ across, heat.sum(dim=2) @ down], dim=1)
 
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        """As any module's; where the state is of a wider or narrower network, this one becomes as wide first."""
+        channels = {"channels": list(NARROW), **state_dict.get("_extra_state", self.extra)}["channels"]
+        if channels != self.extra["channels"]:
+            self.build(channels)
+            self.train(self.training).to(self.mean.device)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     def get_extra_state(self) -> dict:
         return self.extra
 
     def set_extra_state(self, state: dict) -> None:
-        self.extra = state
+        self.extra = {"channels": list(NARROW), **state}           # models of earlier versions do not tell
 
 
 def load_model(path: Path) -> BirdNet:
@@ -953,7 +977,7 @@ def new_run(birds: Birds, cfg: Config, epochs: int, device: torch.device, starte
     cfg = settled(cfg, epochs)
     counts = add_up(birds.counts())
     steps = max(1, int(counts.sum()) // cfg.batch)
-    net = BirdNet(len(birds.classes), dropout=cfg.dropout, batch_norm=cfg.batch_norm)
+    net = BirdNet(len(birds.classes), channels=cfg.channels, dropout=cfg.dropout, batch_norm=cfg.batch_norm)
     net.extra |= {"classes": birds.classes, "counts": counts.tolist()}
     sample = birds.pixels[birds.fit, :, ::8, ::8].double() / 255
     mean, square = add_up(torch.stack([(sample**k).mean(dim=(2, 3)).sum(dim=0) for k in (1, 2)])) / counts.sum()
@@ -1102,17 +1126,23 @@ def side_for(size: int) -> int:
 def plan(birds: Birds, cfg: Config, device: torch.device, started: float) -> Run:
     """A training ready to start, of as many epochs as the budget allows where `--epochs` does not say.
 
-    Steps are timed as a short training takes them, and again as a long one does if there is the time for one.
+    Steps are timed as a short training takes them, and again as a long and a very long one do if there is the time.
     """
     if cfg.epochs is not None:
         return new_run(birds, cfg, cfg.epochs, device, started)
-    for least in (1, LONG):
+    plans: list[Run] = []
+    for least in LENGTHS:
         run = new_run(birds, cfg, least, device, started)
         run.pace = time_epochs(birds, run.cfg, device)
         left = 0.95 * 60 * cfg.budget - from_first(run.seconds)         # some for a slower hour
-        run.epochs = max(least, epochs_within(left, run.pace, run.photos, closing=run.closing))
-        if run.epochs < LONG:
+        fit = epochs_within(left, run.pace, run.photos, closing=run.closing)
+        if plans and fit < least:
             break
+        run.epochs = coarse_epochs(min(fit, most_epochs(least)))
+        plans.append(run)
+        if run.epochs == fit:                          # the dials of longer ones are for more epochs than there are
+            break
+    run = plans[-1]
     sides = " then ".join(f"{size} px" for size in dict.fromkeys(run.sizes()))
     print(f"plan: {run.epochs} epochs of {run.steps} steps at {sides} for "
           f"{cfg.budget:g} minutes; --epochs {run.epochs} repeats it on any machine")
@@ -1368,8 +1398,7 @@ def keep_pace(run: Run, birds: Birds) -> None:
         lag = max(1.0, slowness(recent))
         run.pace = {size: lag * seconds for size, seconds in run.pace.items()}
         run.paced_from = len(run.history)                              # the next epoch's seconds hold this timing
-        most = 1000 if run.epochs >= LONG else LONG - 1                # the dials stay as they are
-        longer = epochs_within(0.96 * left, run.pace, run.photos, run.epoch, most, run.closing)
+        longer = epochs_within(0.96 * left, run.pace, run.photos, run.epoch, most_epochs(run.epochs), run.closing)
         if longer > run.epochs:
             run.epochs = longer
             note(f"{slow:.2f} times the time planned: the plan is now {run.epochs} epochs.")

@@ -284,9 +284,15 @@ def test_only_long_trainings_are_mixed_and_cut_small():
         1: (0.6, 0, 64, 12, 0.2), 56: (0.6, 0, 64, 12, 0.2),
         64: (0.45, 0.5, 128, 20, 0.3), 300: (0.45, 0.5, 128, 20, 0.3)}
     assert {k for k, v in vars(settled[1]).items() if v is bird.OPEN} == {"epochs", "device"}
-    still = bird.Config(**{**vars(STILL), "batch": 32})
+    still = bird.Config(**{**vars(STILL), "batch": 32, "channels": bird.NARROW})
     assert bird.settled(still, 300) == still                          # what is set stays, 0 too
-    assert bird.settled(bird.Config(zoom=0.7), 300) == bird.Config(**{**bird.LONGER, "zoom": 0.7})
+    assert bird.settled(bird.Config(zoom=0.7), 200) == bird.Config(**{**bird.LONGER, "zoom": 0.7})
+
+
+def test_a_very_long_training_has_a_wide_network():
+    channels = [bird.settled(bird.Config(), epochs).channels for epochs in (1, 64, 223, 224, 1000)]
+    assert channels == [(40, 64, 128, 256)] * 3 + [(48, 80, 160, 320)] * 2
+    assert vars(bird.settled(bird.Config(), 224)) == {**vars(bird.settled(bird.Config(), 64)), "channels": channels[3]}
 
 
 def test_nothing_is_mixed_at_the_end():
@@ -299,8 +305,9 @@ def test_nothing_is_mixed_at_the_end():
 
 # ---- the network ----
 
-def test_a_saved_model_loads_in_anyones_hands(drawn, tmp_path):
-    net = bird.BirdNet()
+@pytest.mark.parametrize("channels", [bird.NARROW, bird.WIDE])
+def test_a_saved_model_loads_in_anyones_hands(channels, tmp_path):
+    net = bird.BirdNet(channels=channels)
     bird.save_atomic(tmp_path / "bird.pth", net.state_dict())
     program = ("from bird import BirdNet; import torch; model = BirdNet();"
                "model.load_state_dict(torch.load('bird.pth', weights_only=True)); model.eval();"
@@ -308,10 +315,31 @@ def test_a_saved_model_loads_in_anyones_hands(drawn, tmp_path):
     shutil.copy(ROOT / "bird.py", tmp_path)
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "torch.Size([1, 10])", done.stderr
+    again = bird.load_model(tmp_path / "bird.pth")
+    x = torch.rand(2, 3, 70, 60)
+    torch.testing.assert_close(again(x), net.eval()(x), atol=1e-4, rtol=1e-4)
+    assert again.extra == net.extra
+
+
+def test_a_model_that_does_not_tell_its_channels_is_a_narrow_one(tmp_path):
+    net = bird.BirdNet()
+    del net.extra["channels"]                              # as earlier versions saved it
+    bird.save_atomic(tmp_path / "bird.pth", net.state_dict())
+    assert bird.load_model(tmp_path / "bird.pth").extra["channels"] == list(bird.NARROW)
+
+
+def test_a_network_that_becomes_wide_stays_in_its_mode():
+    wide = bird.BirdNet(3, channels=bird.WIDE).state_dict()
+    for mode in (True, False):
+        net = bird.BirdNet(3).train(mode)
+        net.load_state_dict(wide)
+        assert {module.training for module in net.modules()} == {mode}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        bird.BirdNet(3).load_state_dict({})
 
 
 def test_parameters_stay_under_the_cap():
-    assert bird.count_parameters(bird.BirdNet()) <= 30_000_000
+    assert bird.count_parameters(bird.BirdNet()) < bird.count_parameters(bird.BirdNet(channels=bird.WIDE)) <= 30_000_000
 
 
 def test_every_parameter_learns_and_nothing_is_nan():
@@ -484,6 +512,18 @@ def test_short_plans_and_long_ones_are_timed_with_their_own_dials(few, monkeypat
     fixed = bird.plan(birds, bird.Config(epochs=56), torch.device("cpu"), time.monotonic())
     assert vars(fixed.cfg) == {**vars(runs[0].cfg), "epochs": 56, "budget": 110}         # --epochs repeats the plan
     assert len(timed) == 3
+
+
+def test_a_wide_network_is_planned_only_where_it_has_the_epochs_it_needs(few, monkeypatch):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    seconds = {bird.NARROW: 1.0, bird.WIDE: 1.4}
+    monkeypatch.setattr(bird, "time_epochs", lambda _, cfg, *__: dict.fromkeys(bird.all_sizes(), seconds[cfg.channels]))
+    runs = [bird.plan(birds, bird.Config(budget=minutes), torch.device("cpu"), time.monotonic())
+            for minutes in (3, 4, 5, 7)]
+    assert [(run.epochs, run.cfg.channels) for run in runs] == [
+        (160, bird.NARROW), (192, bird.NARROW), (192, bird.NARROW), (256, bird.WIDE)]
+    for run in runs:
+        assert {p.shape[0] for p in run.net.parameters() if p.ndim == 4} == {32, *run.cfg.channels}
 
 
 def test_large_photos_are_timed_only_where_the_budget_reaches_them(few, monkeypatch):
