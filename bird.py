@@ -8,8 +8,8 @@ BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-
 
 (macro + micro F1) / 2 on 1,036 photos put aside, two plain cores: 0.944 in 101 minutes (the defaults, seed 0), 0.912 to
 0.918 in 19 to 20 (--budget 20, seeds 0 to 2; 0.887 and 0.889 on cores a third as quick). Where cores multiply
-bfloat16: 0.948 in 98 minutes, 0.929 to 0.942 in 17; an earlier program, with a wide network, 0.953 in 94 minutes
-(bench/RESULTS.md has hardware, date and commands).
+bfloat16: 0.948 in 98 minutes, 0.926 to 0.942 in 17; an earlier program, with a wide network, 0.953 in 94 minutes.
+Which program had which, with hardware, date and commands: bench/RESULTS.md.
 Failed experiments: docs/log.md.
 """
 
@@ -680,7 +680,7 @@ def load_model(path: Path) -> BirdNet:
     net = BirdNet(len(extra["classes"]), batch_norm=extra["batch_norm"])
     try:
         net.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:        # of other layers, of another number of stages
         raise Mistake(f"{path} does not fit the network of this bird.py; use the version that trained it, "
                       "or train again.") from error
     return net.eval().to(memory_format=torch.channels_last)

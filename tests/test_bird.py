@@ -287,6 +287,8 @@ def test_only_long_trainings_are_mixed_and_cut_small():
     still = bird.Config(**{**vars(STILL), "batch": 32, "channels": bird.NARROW})
     assert bird.settled(still, 300) == still                          # what is set stays, 0 too
     assert bird.settled(bird.Config(zoom=0.7), 200) == bird.Config(**{**bird.LONGER, "zoom": 0.7})
+    longest = bird.Config(**{**bird.LONGEST, "zoom": 0.7})
+    assert bird.settled(bird.Config(zoom=0.7), 300) == longest
 
 
 def test_a_very_long_training_has_a_wide_network():
@@ -326,6 +328,14 @@ def test_a_model_that_does_not_tell_its_channels_is_a_narrow_one(tmp_path):
     del net.extra["channels"]                              # as earlier versions saved it
     bird.save_atomic(tmp_path / "bird.pth", net.state_dict())
     assert bird.load_model(tmp_path / "bird.pth").extra["channels"] == list(bird.NARROW)
+
+
+def test_a_model_of_other_stages_is_told_in_a_sentence(tmp_path):
+    net = bird.BirdNet()
+    net.extra["channels"] = [40, 64, 128]
+    bird.save_atomic(tmp_path / "bird.pth", net.state_dict())
+    with pytest.raises(bird.Mistake, match="does not fit the network of this bird"):
+        bird.load_model(tmp_path / "bird.pth")
 
 
 def test_a_network_that_becomes_wide_stays_in_its_mode():
