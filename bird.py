@@ -56,8 +56,10 @@ from tqdm import tqdm
 
 OPEN: Any = None                    # a dial that the length of the training sets
 NARROW, WIDE = (40, 64, 128, 256), (48, 80, 160, 320)      # channels at 1/4, 1/8, 1/16 and 1/32 of the side
-SHORTER: dict[str, Any] = {"channels": NARROW, "batch": 64, "turn": 12.0, "zoom": 0.6, "colour": 0.2, "mix": 0.0}
-LONGER: dict[str, Any] = {"channels": NARROW, "batch": 128, "turn": 20.0, "zoom": 0.45, "colour": 0.3, "mix": 0.5}
+SHORTER: dict[str, Any] = {"channels": NARROW, "batch": 64, "turn": 12.0, "zoom": 0.6, "colour": 0.2, "mix": 0.0,
+                           "renewed": 1024}
+LONGER: dict[str, Any] = {"channels": NARROW, "batch": 128, "turn": 20.0, "zoom": 0.45, "colour": 0.3, "mix": 0.5,
+                          "renewed": 4096}
 LONGEST: dict[str, Any] = {**LONGER, "channels": WIDE}
 LENGTHS = {1: SHORTER, 64: LONGER, 224: LONGEST}           # from so many epochs on: in few, photos are learned better
                                     # plain and in more steps, in many a wide network is worth its time
@@ -94,6 +96,7 @@ class Config:
     dropout: float = 0.2            # before the head
     batch_norm: bool = True
     average: float = 0.98           # decay of the averaged weights, a step; 0: the last weights are used
+    renewed: int = OPEN             # photos to fit that batch statistics are taken of at the end, at most
     patience: float = 0.3           # early stopping: share of the planned epochs (10 at least) without a lower loss
 
     def __post_init__(self):
@@ -112,7 +115,6 @@ LARGER = (120_000, 200_000, 350_000, 500_000, 750_000)      # quick first; and 1
                                     # photos seen on, counted each time, times the last number of SIZES, so that no
                                     # two sizes grow at once and plans leave little time over
 MIDDLE, CLOSER = 0.9, 0.7           # sides of the two looks at a photo to be labelled, as shares of the photo's
-RENEWED = 1024                      # photos that batch statistics are taken of at the end
 LOOK = 0.4                          # time of a look at a photo, as a share of a training step's
 SURE, DOUBT = 0.85, 0.6             # probabilities of the likeliest class: from SURE on one look is enough; below DOUBT
                                     # after two, both are taken once more, mirrored
@@ -991,7 +993,7 @@ def new_run(birds: Birds, cfg: Config, epochs: int, device: torch.device, starte
                                     lr=cfg.lr, betas=(0.9, 0.99), fused=device.type != "mps")]
     weights = counts.sum() / (len(counts) * counts) if cfg.class_weights else torch.ones(len(counts))
     batch = max(1, cfg.batch // place()[1])
-    looks = 2 * min(RENEWED, len(birds.fit)) + 1.5 * len(birds.validation)               # of `finish`
+    looks = 2 * min(cfg.renewed, len(birds.fit)) + 1.5 * len(birds.validation)               # of `finish`
     return Run(cfg, device, net, deepcopy(net).eval().requires_grad_(False), optimisers,
                torch.amp.GradScaler(device.type, enabled=half_type(device) == torch.float16), weights.to(device),
                batch=batch, steps=steps, photos=steps * cfg.batch,
@@ -1261,7 +1263,7 @@ def finish(run: Run, birds: Birds) -> tuple[dict, float, float]:
     net = run.averaged
     net.load_state_dict(run.best_state)
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    some = min(RENEWED, len(birds.fit) // 128 * 128 or len(birds.fit))          # batches of one length weigh the same
+    some = min(run.cfg.renewed, len(birds.fit) // 128 * 128 or len(birds.fit))  # batches of one length weigh the same
     rows = birds.fit[torch.randperm(len(birds.fit), generator=stream(run.cfg.seed, place()[0]))[:some]]
     for norm in norms:
         norm.reset_running_stats()

@@ -284,7 +284,7 @@ def test_only_long_trainings_are_mixed_and_cut_small():
         1: (0.6, 0, 64, 12, 0.2), 56: (0.6, 0, 64, 12, 0.2),
         64: (0.45, 0.5, 128, 20, 0.3), 300: (0.45, 0.5, 128, 20, 0.3)}
     assert {k for k, v in vars(settled[1]).items() if v is bird.OPEN} == {"epochs", "device"}
-    still = bird.Config(**{**vars(STILL), "batch": 32, "channels": bird.NARROW})
+    still = bird.Config(**{**vars(STILL), "batch": 32, "channels": bird.NARROW, "renewed": 99})
     assert bird.settled(still, 300) == still                          # what is set stays, 0 too
     assert bird.settled(bird.Config(zoom=0.7), 200) == bird.Config(**{**bird.LONGER, "zoom": 0.7})
     longest = bird.Config(**{**bird.LONGEST, "zoom": 0.7})
@@ -295,6 +295,10 @@ def test_a_very_long_training_has_a_wide_network():
     channels = [bird.settled(bird.Config(), epochs).channels for epochs in (1, 64, 223, 224, 1000)]
     assert channels == [(40, 64, 128, 256)] * 3 + [(48, 80, 160, 320)] * 2
     assert vars(bird.settled(bird.Config(), 224)) == {**vars(bird.settled(bird.Config(), 64)), "channels": channels[3]}
+
+
+def test_long_trainings_take_batch_statistics_of_more_photos():
+    assert [bird.settled(bird.Config(), epochs).renewed for epochs in (1, 63, 64, 300)] == [1024, 1024, 4096, 4096]
 
 
 def test_nothing_is_mixed_at_the_end():
@@ -867,6 +871,27 @@ def test_a_finished_network_has_the_batch_statistics_of_what_predict_looks_at(fe
     torch.testing.assert_close(state[f"{first}.running_mean"], torch.cat(seen).float().mean(dim=(0, 2, 3)))
     p = bird.predict(net, birds.pixels, size, cpu, birds.validation, looks=1)
     assert score == pytest.approx(bird.scores(birds.labels[birds.validation].tolist(), p.argmax(1).tolist()))
+
+
+@pytest.mark.parametrize(("renewed", "photos"), [(8, 8), (16, 16), (4096, 30)])
+def test_so_many_photos_renew_the_batch_statistics(few, renewed, photos, monkeypatch):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    assert len(birds.fit) == 30
+    run = bird.new_run(birds, bird.Config(renewed=renewed), 20, torch.device("cpu"), time.monotonic())
+    run.best_state = deepcopy(run.averaged.state_dict())
+    looked, predict = [], bird.predict
+
+    def spy(net, pixels, size, device, rows, looks):
+        looked.append((set(rows.tolist()), looks))
+        return predict(net, pixels, size, device, rows, looks=looks)
+
+    monkeypatch.setattr(bird, "predict", spy)
+    bird.finish(run, birds)
+    (rows, looks), (judged, _) = looked
+    assert (len(rows), looks, judged) == (photos, 2, set(birds.validation.tolist()))
+    assert rows <= set(birds.fit.tolist())
+    epoch = 64 * run.steps + 0.4 * len(birds.validation)
+    assert run.closing == pytest.approx(0.4 * (2 * photos + 1.5 * len(birds.validation)) / epoch)
 
 
 def test_it_learns_drawn_birds(drawn, tmp_path):
