@@ -287,8 +287,7 @@ def test_only_long_trainings_are_mixed_and_cut_small():
     still = bird.Config(**{**vars(STILL), "batch": 32, "channels": bird.NARROW, "renewed": 99})
     assert bird.settled(still, 300) == still                          # what is set stays, 0 too
     assert bird.settled(bird.Config(zoom=0.7), 200) == bird.Config(**{**bird.LONGER, "zoom": 0.7})
-    longest = bird.Config(**{**bird.LONGEST, "zoom": 0.7})
-    assert bird.settled(bird.Config(zoom=0.7), 300) == longest
+    assert bird.settled(bird.Config(zoom=0.7), 300) == bird.Config(**{**bird.LONGEST, "zoom": 0.7})
 
 
 def test_a_very_long_training_has_a_wide_network():
