@@ -8,7 +8,7 @@ BirdNet -> train -> predict. It needs torch, torchvision, numpy, pillow, scikit-
 
 (macro + micro F1) / 2 on 1,036 photos put aside, two plain cores: 0.944 in 101 minutes (the defaults, seed 0), 0.912 to
 0.918 in 19 to 20 (--budget 20, seeds 0 to 2; 0.887 and 0.889 on cores a third as quick). Where cores multiply
-bfloat16: 0.949 in 97 minutes (0.947 with the batch statistics taken since), 0.926 to 0.942 in 17; an earlier program
+bfloat16: 0.949 in 97 minutes (0.947 with the batch statistics taken since), 0.925 to 0.941 in 17; an earlier program
 0.953 in 94 minutes, at one seed.
 Which program had which, with hardware, date and commands: bench/RESULTS.md.
 Failed experiments: docs/log.md.
