@@ -56,7 +56,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 OPEN: Any = None                    # a dial that the length of the training sets
-NARROW, WIDE = (40, 64, 128, 256), (48, 80, 160, 320)      # channels at 1/4, 1/8, 1/16 and 1/32 of the side
+NARROW, WIDE = (40, 64, 128, 256), (48, 80, 160, 320)      # channels of the four stages
+EARLIER: dict[str, Any] = {"channels": list(NARROW), "strides": [1, 2, 2, 2]}      # of models that do not tell
 SHORTER: dict[str, Any] = {"channels": NARROW, "batch": 64, "turn": 12.0, "zoom": 0.6, "colour": 0.2, "mix": 0.0,
                            "renewed": 1024}
 LONGER: dict[str, Any] = {"channels": NARROW, "batch": 128, "turn": 20.0, "zoom": 0.45, "colour": 0.3, "mix": 0.5,
@@ -604,15 +605,17 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm:
 class BirdNet(nn.Module):
     """A residual network for photos of any size: RGB in 0..1 -> one logit a class.
 
-    `self.features` gives the last feature map, (B, C, s/32, s/32), the one that Grad-CAM reads. Class names, class
-    sizes, channels, the image size at which the network reads best and, once trained, its validation scores ride in
-    the state_dict as plain values.
+    `self.features` gives the last feature map, (B, C, s/16, s/16), the one that Grad-CAM reads. Class names, class
+    sizes, channels, strides, the image size at which the network reads best and, once trained, its validation scores
+    ride in the state_dict as plain values.
     """
 
-    BLOCKS = (1, 1, 2, 2)                              # at 1/4, 1/8, 1/16 and 1/32 of the side
+    BLOCKS = (1, 1, 2, 2)                              # of the four stages, after a stem that gives 1/4 of the side
+    STRIDES = (1, 2, 2, 1)                             # of their first blocks: the last stage keeps 1/16, as nets that
+                                                       # tell one person from another do (Luo et al. 2019)
 
-    def __init__(self, classes: int = 10, *, channels: tuple[int, ...] = NARROW, dropout: float = 0.2,
-                 batch_norm: bool = True):
+    def __init__(self, classes: int = 10, *, channels: tuple[int, ...] = NARROW, strides: tuple[int, ...] = STRIDES,
+                 dropout: float = 0.2, batch_norm: bool = True):
         super().__init__()
         self.extra: dict[str, Any] = {"program": "bird", "classes": [str(k) for k in range(classes)],
                                       "counts": [1] * classes, "size": 128, "batch_norm": batch_norm}
@@ -621,15 +624,15 @@ class BirdNet(nn.Module):
         self.register_buffer("mean", torch.full((3,), 0.5))     # of the training photos, by channel
         self.register_buffer("std", torch.full((3,), 0.25))
         self.dropout = nn.Dropout(dropout)
-        self.build(list(channels))
+        self.build(list(channels), list(strides))
 
-    def build(self, channels: list[int]) -> None:
-        """Layers of so many channels, with random weights."""
-        self.extra["channels"] = channels
+    def build(self, channels: list[int], strides: list[int]) -> None:
+        """Layers of such channels and strides, with random weights."""
+        self.extra |= {"channels": channels, "strides": strides}
         batch_norm, inputs, blocks = self.extra["batch_norm"], channels[0], []
-        for stage, (outputs, depth) in enumerate(zip(channels, self.BLOCKS, strict=True)):
+        for stage, (outputs, stride, depth) in enumerate(zip(channels, strides, self.BLOCKS, strict=True)):
             for k in range(depth):
-                blocks.append(Block(inputs, outputs, 2 if stage > 0 and k == 0 else 1, batch_norm, gated=stage > 1))
+                blocks.append(Block(inputs, outputs, stride if k == 0 else 1, batch_norm, gated=stage > 1))
                 inputs = outputs
         conv, *norm = convolution(32, channels[0], 3, 1, batch_norm)
         self.features = nn.Sequential(
@@ -642,7 +645,7 @@ class BirdNet(nn.Module):
         return self.read(self.see(x))
 
     def see(self, x: Tensor) -> Tensor:
-        """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, C, s/32, s/32)."""
+        """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, C, s/16, s/16)."""
         return self.features((x - self.mean[:, None, None]).div_(self.std[:, None, None]))
 
     def read(self, h: Tensor) -> Tensor:
@@ -662,10 +665,10 @@ class BirdNet(nn.Module):
         return torch.stack([heat.sum(dim=1) @ across, heat.sum(dim=2) @ down], dim=1)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """As any module's; where the state is of a wider or narrower network, this one becomes as wide first."""
-        channels = {"channels": list(NARROW), **state_dict.get("_extra_state", self.extra)}["channels"]
-        if channels != self.extra["channels"]:
-            self.build(channels)
+        """As any module's; where the state is of other channels or strides, this network is built like it first."""
+        told = {**EARLIER, **state_dict.get("_extra_state", self.extra)}
+        if any(told[name] != self.extra[name] for name in EARLIER):
+            self.build(told["channels"], told["strides"])
             self.train(self.training).to(self.mean.device)
         return super().load_state_dict(state_dict, *args, **kwargs)
 
@@ -673,7 +676,7 @@ class BirdNet(nn.Module):
         return self.extra
 
     def set_extra_state(self, state: dict) -> None:
-        self.extra = {"channels": list(NARROW), **state}           # models of earlier versions do not tell
+        self.extra = {**EARLIER, **state}
 
 
 def load_model(path: Path) -> BirdNet:

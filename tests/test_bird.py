@@ -326,11 +326,20 @@ def test_a_saved_model_loads_in_anyones_hands(channels, tmp_path):
     assert again.extra == net.extra
 
 
-def test_a_model_that_does_not_tell_its_channels_is_a_narrow_one(tmp_path):
-    net = bird.BirdNet()
-    del net.extra["channels"]                              # as earlier versions saved it
+def test_a_model_of_an_earlier_version_is_read_as_that_version_did(tmp_path):
+    net = bird.BirdNet(strides=(1, 2, 2, 2)).eval()
+    x = torch.rand(2, 3, 96, 96)
+    expected = net(x)
+    assert net.see(x).shape[2:] == (3, 3)
+    del net.extra["channels"], net.extra["strides"]        # as earlier versions saved it
     bird.save_atomic(tmp_path / "bird.pth", net.state_dict())
-    assert bird.load_model(tmp_path / "bird.pth").extra["channels"] == list(bird.NARROW)
+    again = bird.load_model(tmp_path / "bird.pth")
+    assert again.extra["channels"] == list(bird.NARROW)
+    torch.testing.assert_close(again(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_last_stage_keeps_a_sixteenth_of_the_side():
+    assert bird.BirdNet(3).see(torch.rand(2, 3, 96, 144)).shape == (2, 256, 6, 9)
 
 
 def test_a_model_of_other_stages_is_told_in_a_sentence(tmp_path):

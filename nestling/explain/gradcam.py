@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bird import BirdNet, Block
+from bird import BirdNet
 
 SIZES = (1.25, 2.0)  # the sides at which `look` looks at a photo, in sizes of the network
 
@@ -64,27 +64,19 @@ def is_empty(maps: Tensor) -> Tensor:
     return maps.flatten(1).amax(dim=1) <= 0
 
 
-def finer_layer(net: BirdNet) -> nn.Module:
-    """The layer before the last halving, whose map has 1/16 of the photo's side."""
-    halving = max(i for i, layer in enumerate(net.features) if isinstance(layer, Block) and
-                  isinstance(conv := layer.body[0], nn.Conv2d) and conv.stride == (2, 2))
-    return net.features[halving - 1]
-
-
 def look(net: BirdNet, pixels: Tensor, target: Tensor) -> Tensor:
     """Maps (N, h, w) of decoded photos (N, 3, S, S) uint8, batch by batch: what `nestling explain` shows.
 
-    They are read before the last halving, and are means over two sizes of the photo and its mirror image, on the grid
-    of the larger one, in logits a cell of it. What that is worth in the pointing game: docs/log.md.
+    They are means over two sizes of the photo and its mirror image, on the grid of the larger one, in logits a cell of
+    it. What that is worth in the pointing game: docs/log.md.
     """
-    layer, device = finer_layer(net), net.mean.device
-    maps = []
+    device, maps = net.mean.device, []
     for batch, classes in zip(pixels.split(32), target.split(32), strict=True):
         found = []
         for size in (round(ratio * net.extra["size"] / 32) * 32 for ratio in SIZES):
             x = F.interpolate(batch.to(device).float() / 255, (size, size), mode="bilinear", antialias=True)
             x = x.contiguous(memory_format=torch.channels_last)
-            found += [grad_cam(net, x, classes, layer), grad_cam(net, x.flip(3), classes, layer).flip(2)]
+            found += [grad_cam(net, x, classes), grad_cam(net, x.flip(3), classes).flip(2)]
         side = found[-1].shape[-1]
         maps.append(torch.stack([heat(m, side) * (m.shape[-1] / side) ** 2 for m in found]).mean(dim=0))
     return torch.cat(maps) if maps else torch.empty(0, 1, 1)

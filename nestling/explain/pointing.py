@@ -63,7 +63,8 @@ def randomised(net: BirdNet, seed: int) -> BirdNet:
     """The same network with fresh random weights; class names, sizes and normalisation are kept."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        other = BirdNet(len(net.extra["classes"]), channels=net.extra["channels"], batch_norm=net.extra["batch_norm"])
+        other = BirdNet(len(net.extra["classes"]), channels=net.extra["channels"], strides=net.extra["strides"],
+                        batch_norm=net.extra["batch_norm"])
     other.extra = deepcopy(net.extra)
     other.mean.copy_(net.mean)
     other.std.copy_(net.std)
