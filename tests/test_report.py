@@ -207,7 +207,7 @@ def test_the_layers_in_the_report_are_all_of_the_network(net, x):
 
 
 def test_what_pools_the_last_map_is_told_as_it_is():
-    assert "mean and maximum over 3 × 3" in [row.what for row in layers(bird.BirdNet(4), torch.rand(1, 3, 96, 96))]
+    assert "mean and maximum over 6 × 6" in [row.what for row in layers(bird.BirdNet(4), torch.rand(1, 3, 96, 96))]
 
 
 def test_signs_are_true_minuses_and_zero_has_none():
