@@ -57,14 +57,16 @@ from tqdm import tqdm
 
 OPEN: Any = None                    # a dial that the length of the training sets
 NARROW, WIDE = (40, 64, 128, 256), (48, 80, 160, 320)      # channels of the four stages
-EARLIER: dict[str, Any] = {"channels": list(NARROW), "strides": [1, 2, 2, 2]}      # of models that do not tell
-SHORTER: dict[str, Any] = {"channels": NARROW, "batch": 64, "turn": 12.0, "zoom": 0.6, "colour": 0.2, "mix": 0.0,
-                           "renewed": 1024}
-LONGER: dict[str, Any] = {"channels": NARROW, "batch": 128, "turn": 20.0, "zoom": 0.45, "colour": 0.3, "mix": 0.5,
-                          "renewed": 4096}
+FINE, COARSE = (1, 2, 2, 1), (1, 2, 2, 2)                  # strides of the stages: a last map of 1/16 of the side (as
+                                    # nets that tell one person from another have, Luo et al. 2019), or 1/32
+EARLIER: dict[str, Any] = {"channels": list(NARROW), "strides": list(COARSE)}      # of models that do not tell
+SHORTER: dict[str, Any] = {"channels": NARROW, "strides": FINE, "batch": 64, "turn": 12.0, "zoom": 0.6,
+                           "colour": 0.2, "mix": 0.0, "renewed": 1024}
+LONGER: dict[str, Any] = {"channels": NARROW, "strides": COARSE, "batch": 128, "turn": 20.0, "zoom": 0.45,
+                          "colour": 0.3, "mix": 0.5, "renewed": 4096}
 LONGEST: dict[str, Any] = {**LONGER, "channels": WIDE}
 LENGTHS = {1: SHORTER, 64: LONGER, 224: LONGEST}           # from so many epochs on: in few, photos are learned better
-                                    # plain and in more steps, in many a wide network is worth its time
+                                    # plain, finely and in more steps, in many a wide network is worth its time
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Config:
     batch: int = OPEN               # images a step
     # the network
     channels: tuple[int, ...] = OPEN
+    strides: tuple[int, ...] = OPEN
     # augmentation: one affine warp a photo, then light and colour; 0 switches a dial off
     flip: float = 0.5               # probability of a mirror image
     upside_down: float = 0.15       # probability of half a turn: some photos of the real set are upside down
@@ -605,16 +608,14 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm:
 class BirdNet(nn.Module):
     """A residual network for photos of any size: RGB in 0..1 -> one logit a class.
 
-    `self.features` gives the last feature map, (B, C, s/16, s/16), the one that Grad-CAM reads. Class names, class
+    `self.features` gives the last feature map, (B, C, s/16, s/16), or of s/32 with COARSE strides. Class names, class
     sizes, channels, strides, the image size at which the network reads best and, once trained, its validation scores
     ride in the state_dict as plain values.
     """
 
     BLOCKS = (1, 1, 2, 2)                              # of the four stages, after a stem that gives 1/4 of the side
-    STRIDES = (1, 2, 2, 1)                             # of their first blocks: the last stage keeps 1/16, as nets that
-                                                       # tell one person from another do (Luo et al. 2019)
 
-    def __init__(self, classes: int = 10, *, channels: tuple[int, ...] = NARROW, strides: tuple[int, ...] = STRIDES,
+    def __init__(self, classes: int = 10, *, channels: tuple[int, ...] = NARROW, strides: tuple[int, ...] = FINE,
                  dropout: float = 0.2, batch_norm: bool = True):
         super().__init__()
         self.extra: dict[str, Any] = {"program": "bird", "classes": [str(k) for k in range(classes)],
@@ -627,7 +628,7 @@ class BirdNet(nn.Module):
         self.build(list(channels), list(strides))
 
     def build(self, channels: list[int], strides: list[int]) -> None:
-        """Layers of such channels and strides, with random weights."""
+        """Stages of such channels, and strides of their first blocks, with random weights."""
         self.extra |= {"channels": channels, "strides": strides}
         batch_norm, inputs, blocks = self.extra["batch_norm"], channels[0], []
         for stage, (outputs, stride, depth) in enumerate(zip(channels, strides, self.BLOCKS, strict=True)):
@@ -645,7 +646,7 @@ class BirdNet(nn.Module):
         return self.read(self.see(x))
 
     def see(self, x: Tensor) -> Tensor:
-        """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, C, s/16, s/16)."""
+        """(B, 3, s, s) RGB in 0..1 -> the last feature map, (B, C, s/16, s/16) or of s/32."""
         return self.features((x - self.mean[:, None, None]).div_(self.std[:, None, None]))
 
     def read(self, h: Tensor) -> Tensor:
@@ -983,7 +984,8 @@ def new_run(birds: Birds, cfg: Config, epochs: int, device: torch.device, starte
     cfg = settled(cfg, epochs)
     counts = add_up(birds.counts())
     steps = max(1, int(counts.sum()) // cfg.batch)
-    net = BirdNet(len(birds.classes), channels=cfg.channels, dropout=cfg.dropout, batch_norm=cfg.batch_norm)
+    net = BirdNet(len(birds.classes), channels=cfg.channels, strides=cfg.strides, dropout=cfg.dropout,
+                  batch_norm=cfg.batch_norm)
     net.extra |= {"classes": birds.classes, "counts": counts.tolist()}
     sample = birds.pixels[birds.fit, :, ::8, ::8].double() / 255
     mean, square = add_up(torch.stack([(sample**k).mean(dim=(2, 3)).sum(dim=0) for k in (1, 2)])) / counts.sum()

@@ -284,7 +284,8 @@ def test_only_long_trainings_are_mixed_and_cut_small():
         1: (0.6, 0, 64, 12, 0.2), 56: (0.6, 0, 64, 12, 0.2),
         64: (0.45, 0.5, 128, 20, 0.3), 300: (0.45, 0.5, 128, 20, 0.3)}
     assert {k for k, v in vars(settled[1]).items() if v is bird.OPEN} == {"epochs", "device"}
-    still = bird.Config(**{**vars(STILL), "batch": 32, "channels": bird.NARROW, "renewed": 99})
+    still = bird.Config(**{**vars(STILL), "batch": 32, "channels": bird.NARROW, "strides": bird.FINE,
+                            "renewed": 99})
     assert bird.settled(still, 300) == still                          # what is set stays, 0 too
     assert bird.settled(bird.Config(zoom=0.7), 200) == bird.Config(**{**bird.LONGER, "zoom": 0.7})
     assert bird.settled(bird.Config(zoom=0.7), 300) == bird.Config(**{**bird.LONGEST, "zoom": 0.7})
@@ -327,7 +328,7 @@ def test_a_saved_model_loads_in_anyones_hands(channels, tmp_path):
 
 
 def test_a_model_of_an_earlier_version_is_read_as_that_version_did(tmp_path):
-    net = bird.BirdNet(strides=(1, 2, 2, 2)).eval()
+    net = bird.BirdNet(strides=bird.COARSE).eval()
     x = torch.rand(2, 3, 96, 96)
     expected = net(x)
     assert net.see(x).shape[2:] == (3, 3)
@@ -340,6 +341,15 @@ def test_a_model_of_an_earlier_version_is_read_as_that_version_did(tmp_path):
 
 def test_the_last_stage_keeps_a_sixteenth_of_the_side():
     assert bird.BirdNet(3).see(torch.rand(2, 3, 96, 144)).shape == (2, 256, 6, 9)
+    assert bird.BirdNet(3, strides=bird.COARSE).see(torch.rand(2, 3, 96, 144)).shape == (2, 256, 3, 5)
+
+
+def test_a_short_training_has_the_finer_last_map_and_a_long_one_the_coarser(few):
+    birds = bird.read_birds(few, few.parent, bird.Config())
+    for epochs, strides in ((1, [1, 2, 2, 1]), (63, [1, 2, 2, 1]), (64, [1, 2, 2, 2]), (300, [1, 2, 2, 2])):
+        run = bird.new_run(birds, bird.Config(batch=4), epochs, torch.device("cpu"), time.monotonic())
+        assert run.net.extra["strides"] == strides
+        assert [run.net.features[-k].body[0].stride[0] for k in (6, 5, 4, 2)] == strides
 
 
 def test_a_model_of_other_stages_is_told_in_a_sentence(tmp_path):

@@ -21,13 +21,13 @@ from nestling import cli
 from nestling.explain import counts, draw, gradcam, latent, photos, pointing
 
 
-def network(classes: int = 4, seed: int = 7) -> bird.BirdNet:
+def network(classes: int = 4, seed: int = 7, strides: tuple[int, ...] = bird.FINE) -> bird.BirdNet:
     """Random weights, also where a new BirdNet has zeros, and batch statistics that are not those of a new one.
 
     In float64, where sums that nearly cancel come out the same in any order.
     """
     torch.manual_seed(seed)
-    net = bird.BirdNet(classes)
+    net = bird.BirdNet(classes, strides=strides)
     for name, parameter in net.named_parameters():
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, 0.2, 1.0 if name.endswith("weight") else 0.4)
@@ -75,6 +75,15 @@ def test_maps_are_those_of_grad_cam(where, net, x):
     ours = torch.nn.functional.interpolate(maps[:, None], (128, 128), mode="bilinear")[:, 0]
     ours = ours - ours.amin(dim=(1, 2), keepdim=True)
     np.testing.assert_allclose(ours / ours.amax(dim=(1, 2), keepdim=True), theirs, atol=2e-6)
+
+
+@pytest.mark.parametrize("strides", [bird.FINE, bird.COARSE])
+def test_a_heat_map_is_read_at_a_sixteenth_of_the_side(strides, x):
+    net = network(strides=strides)
+    assert gradcam.grad_cam(net, x, 0, gradcam.fine_layer(net)).shape == (3, 8, 8)
+    net.extra["size"] = 64                                           # looked at 80 and 128 px, in steps of 32
+    pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    assert gradcam.look(net.float(), pixels, torch.tensor([0, 1])).shape == (2, 8, 8)
 
 
 def test_the_cells_add_up_to_the_logit_less_its_bias(x):

@@ -64,19 +64,25 @@ def is_empty(maps: Tensor) -> Tensor:
     return maps.flatten(1).amax(dim=1) <= 0
 
 
+def fine_layer(net: BirdNet) -> nn.Module:
+    """The last layer whose map has 1/16 of the photo's side: the last of all, or the one before a last halving."""
+    return net.features if net.extra["strides"][-1] == 1 else net.features[-1 - net.BLOCKS[-1]]
+
+
 def look(net: BirdNet, pixels: Tensor, target: Tensor) -> Tensor:
     """Maps (N, h, w) of decoded photos (N, 3, S, S) uint8, batch by batch: what `nestling explain` shows.
 
-    They are means over two sizes of the photo and its mirror image, on the grid of the larger one, in logits a cell of
-    it. What that is worth in the pointing game: docs/log.md.
+    They are read at 1/16 of the side, and are means over two sizes of the photo and its mirror image, on the grid of
+    the larger one, in logits a cell of it. What that is worth in the pointing game: docs/log.md.
     """
-    device, maps = net.mean.device, []
+    layer, device = fine_layer(net), net.mean.device
+    maps = []
     for batch, classes in zip(pixels.split(32), target.split(32), strict=True):
         found = []
         for size in (round(ratio * net.extra["size"] / 32) * 32 for ratio in SIZES):
             x = F.interpolate(batch.to(device).float() / 255, (size, size), mode="bilinear", antialias=True)
             x = x.contiguous(memory_format=torch.channels_last)
-            found += [grad_cam(net, x, classes), grad_cam(net, x.flip(3), classes).flip(2)]
+            found += [grad_cam(net, x, classes, layer), grad_cam(net, x.flip(3), classes, layer).flip(2)]
         side = found[-1].shape[-1]
         maps.append(torch.stack([heat(m, side) * (m.shape[-1] / side) ** 2 for m in found]).mean(dim=0))
     return torch.cat(maps) if maps else torch.empty(0, 1, 1)
