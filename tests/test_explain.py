@@ -81,7 +81,7 @@ def test_maps_are_those_of_grad_cam(where, net, x):
 def test_a_heat_map_is_read_at_a_sixteenth_of_the_side(strides, x):
     net = network(strides=strides)
     assert gradcam.grad_cam(net, x, 0, gradcam.fine_layer(net)).shape == (3, 8, 8)
-    net.extra["size"] = 64                                           # looked at 80 and 128 px, in steps of 32
+    net.extra["size"] = 64                                           # looked at 64 and 128 px, in steps of 32
     pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     assert gradcam.look(net.float(), pixels, torch.tensor([0, 1])).shape == (2, 8, 8)
 
