@@ -244,7 +244,7 @@ def confusion_facts(album: photos.Album | None, where: str, folder: Path) -> Fac
     names, k = album.classes, len(album.classes)
     found = counts.confusion(album.labels.numpy(), album.predicted.numpy(), list(range(k)))
     width = 6.5 if k <= 5 else 8.4 if k <= 14 else 10.2
-    rows = [[name if len(name) <= 24 else f"{name[:23]}…", str(row["number"]),
+    rows = [[name if len(name) <= 26 else f"{name[:25]}…", str(row["number"]),
              *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))]
             for name, row in zip(names, counts.per_class(found), strict=True)]
     return part(figure=draw.confusion(found, names, folder / "confusion.svg", width=width), width=width,
