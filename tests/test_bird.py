@@ -285,7 +285,7 @@ def test_only_long_trainings_are_mixed_and_cut_small():
         64: (0.45, 0.5, 128, 20, 0.3), 300: (0.45, 0.5, 128, 20, 0.3)}
     assert {k for k, v in vars(settled[1]).items() if v is bird.OPEN} == {"epochs", "device"}
     still = bird.Config(**{**vars(STILL), "batch": 32, "channels": bird.NARROW, "strides": bird.FINE,
-                            "renewed": 99})
+                           "renewed": 99})
     assert bird.settled(still, 300) == still                          # what is set stays, 0 too
     assert bird.settled(bird.Config(zoom=0.7), 200) == bird.Config(**{**bird.LONGER, "zoom": 0.7})
     assert bird.settled(bird.Config(zoom=0.7), 300) == bird.Config(**{**bird.LONGEST, "zoom": 0.7})
