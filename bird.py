@@ -50,7 +50,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import cross_val_predict
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
@@ -85,7 +87,7 @@ class Config:
     strides: tuple[int, ...] = OPEN
     # augmentation: one affine warp a photo, then light and colour; 0 switches a dial off
     flip: float = 0.5               # probability of a mirror image
-    upside_down: float = 0.15       # probability of half a turn: some photos of the real set are upside down
+    upside_down: float = 0.5        # probability of half a turn, in classes whose photos hang either way up
     turn: float = OPEN              # degrees, either way
     zoom: float = OPEN              # the shortest side of a crop, as a share of the photo's
     stretch: float = 0.2            # log of the aspect ratio, either way
@@ -515,16 +517,47 @@ def most_epochs(epochs: int) -> int:
     return min([least - 1 for least in LENGTHS if least > epochs], default=1000)
 
 
-def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config) -> Tensor:
+def either_way_up(pixels: Tensor, labels: Tensor, rows: Tensor, classes: int) -> Tensor:
+    """Which classes hang upside down about as often as upright, by the rows named: (K,) bool.
+
+    In each class a linear classifier tells the photos from themselves upside down; a fifth at a time, it learns from
+    the rest. Where it is right less than 0.7 of the time, by two standard errors, neither way up is the right one (a
+    two-sample test, Lopez-Paz & Oquab 2017). pixels: (N, 3, S, S) uint8; labels: (N,).
+    """
+    signs = torch.cat([upright_signs(pixels[some]) for some in rows.split(256)])                      # (R, 11, 4, 4)
+    signs /= signs.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)
+    either = torch.zeros(classes, dtype=torch.bool)
+    for k in range(classes):
+        own = signs[labels[rows] == k].flatten(1).numpy()                                             # (n, 176)
+        if len(own) >= 5:
+            upright = cross_val_predict(Ridge(2 * len(own), fit_intercept=False), own, np.ones(len(own)), cv=5) > 0
+            either[k] = bool(upright.mean() + 1 / math.sqrt(len(own)) < 0.7)
+    return either
+
+
+def upright_signs(pixels: Tensor) -> Tensor:
+    """(B, 3, S, S) uint8 -> (B, 11, 4, 4): where edges of eight directions and red, green and blue lie.
+
+    What the photo upside down would show is taken off, so that its own signs are these with a minus.
+    """
+    x = resized(pixels, 64).float() / 255
+    down, right = torch.gradient(x.mean(dim=1), dim=(1, 2))                                           # (B, 64, 64)
+    ways = torch.arange(0.5, 8) * (math.pi / 4)                           # upside down, the first becomes the last
+    edges = torch.stack([(right * way.cos() + down * way.sin()).relu() for way in ways], dim=1)
+    edges, light = F.adaptive_avg_pool2d(edges, 4), F.adaptive_avg_pool2d(x, 4)
+    return torch.cat([edges - edges.flip(1, 2), light - light.flip(2)], dim=1)
+
+
+def augment(pixels: Tensor, size: int, u: Tensor, cfg: Config, either_way: Tensor | bool = True) -> Tensor:
     """(B, 3, S, S) uint8 -> (B, 3, size, size) floats in 0..1: one affine warp a photo, then light and colour.
 
     u: (B, DRAWS) uniform in 0..1, all the randomness there is, so that the result does not depend on the batch.
-    cfg: `settled`.
+    cfg: `settled`. either_way: (B,) bool, which photos may be turned upside down.
     """
     def between(k: int, low: float, high: float) -> Tensor:
         return low + (high - low) * u[:, k]                                                            # (B,)
 
-    angle = torch.deg2rad(between(0, -cfg.turn, cfg.turn)) + math.pi * (u[:, 1] < cfg.upside_down)
+    angle = torch.deg2rad(between(0, -cfg.turn, cfg.turn)) + math.pi * (either_way & (u[:, 1] < cfg.upside_down))
     mirror = 1 - 2 * (u[:, 2] < cfg.flip).float()
     side = between(3, math.log(cfg.zoom), math.log(1.1)).exp() if cfg.zoom < 1 else torch.ones_like(u[:, 3])
     aspect = between(4, -cfg.stretch, cfg.stretch).exp()
@@ -793,6 +826,7 @@ class Birds:
     fit: Tensor
     validation: Tensor
     classes: list[str]
+    either_way: Tensor                  # (K,) bool: classes whose photos hang either way up
 
     def counts(self) -> Tensor:
         """The size of each class among the photos to fit, (K,) int64."""
@@ -819,10 +853,12 @@ def read_birds(folder: Path, scratch: Path, cfg: Config) -> Birds:
                       "needed to split a class; add photos or remove the folder.")
     groups = near_duplicates(photos)[rows]
     fit, validation = (rows[side] for side in split(labels[rows], groups, cfg.val_fraction, cfg.seed))
+    either_way = either_way_up(photos.pixels, labels, fit, len(classes))
     print(f"data: {len(rows)} photos of {len(classes)} classes ({counts.min()} to {counts.max()} each), {len(fit)} "
           f"to fit, {len(validation)} to validate; "
-          f"{len(rows) - len(groups.unique())} near-duplicates kept on one side of the split")
-    return Birds(photos.pixels, labels, fit, validation, classes)
+          f"{len(rows) - len(groups.unique())} near-duplicates kept on one side of the split; "
+          f"either way up: {', '.join(name for name, k in zip(classes, either_way, strict=True) if k) or 'no class'}")
+    return Birds(photos.pixels, labels, fit, validation, classes, either_way)
 
 
 def deal(read: Callable[[], Birds], scratch: Path, batch: int) -> tuple[Birds, str]:
@@ -843,9 +879,9 @@ def deal(read: Callable[[], Birds], scratch: Path, batch: int) -> tuple[Birds, s
                           "validate; start fewer.")
         whole.append(birds)
         hands = [(birds.fit[r::count], birds.validation[r::count]) for r in range(count)]
-        return birds.labels, birds.classes, birds.digest(), hands
+        return birds.labels, birds.classes, birds.either_way, birds.digest(), hands
 
-    labels, classes, digest, hands = from_first(first)
+    labels, classes, either_way, digest, hands = from_first(first)
     fit, validation = hands[rank]
     pixels = empty_pixels((len(fit) + len(validation), 3, STORED, STORED), scratch)
     for r, hand in enumerate(hands):
@@ -857,7 +893,7 @@ def deal(read: Callable[[], Birds], scratch: Path, batch: int) -> tuple[Birds, s
             elif rank == r:
                 dist.recv(pixels[start:start + 256], 0)
     return Birds(pixels, labels[torch.cat(hands[rank])], torch.arange(len(fit)),
-                 torch.arange(len(fit), len(pixels)), classes), digest
+                 torch.arange(len(fit), len(pixels)), classes, either_way), digest
 
 
 def name_broken(paths: list[Path], broken: list[int], fate: str) -> None:
@@ -879,6 +915,7 @@ class Run:
     optimisers: list[torch.optim.Optimizer]             # Muon for the convolutions, AdamW for all else
     scaler: torch.amp.GradScaler        # for float16 on older CUDA devices; passes everything through elsewhere
     weights: Tensor                     # (K,) class weights of the loss
+    either_way: Tensor                  # (K,) bool: classes whose photos are turned upside down too
     batch: int                          # photos a step in this process
     steps: int                          # a whole epoch's
     photos: int                         # seen in an epoch, in all processes
@@ -1002,7 +1039,7 @@ def new_run(birds: Birds, cfg: Config, epochs: int, device: torch.device, starte
     looks = 2 * min(cfg.renewed, len(birds.fit)) + 1.5 * len(birds.validation)               # of `finish`
     return Run(cfg, device, net, deepcopy(net).eval().requires_grad_(False), optimisers,
                torch.amp.GradScaler(device.type, enabled=half_type(device) == torch.float16), weights.to(device),
-               batch=batch, steps=steps, photos=steps * cfg.batch,
+               birds.either_way.to(device), batch=batch, steps=steps, photos=steps * cfg.batch,
                closing=LOOK * looks / (steps * batch + LOOK * len(birds.validation)),
                forward=compiled(net) if worth_compiling(device, cfg) else net, epochs=epochs, started=started)
 
@@ -1045,8 +1082,9 @@ def keep_freed_memory() -> None:
 def train_step(run: Run, pixels: Tensor, labels: Tensor, size: int, u: Tensor, v: Tensor) -> None:
     """One step on one batch: pixels (B, 3, S, S) uint8, labels (B,), u (B, DRAWS) and v (2,) uniform."""
     cfg, device = run.cfg, run.device
-    x = augment(pixels.to(device), size, u.to(device), cfg)                               # (B, 3, size, size) in 0..1
-    target = F.one_hot(labels.to(device), len(run.weights)).float()                       # (B, K)
+    labels = labels.to(device)
+    x = augment(pixels.to(device), size, u.to(device), cfg, run.either_way[labels])       # (B, 3, size, size) in 0..1
+    target = F.one_hot(labels, len(run.weights)).float()                                  # (B, K)
     x, target = mixup(x, target, v, mix_share(run.done(), run.epochs, cfg))
     for group in (group for optimiser in run.optimisers for group in optimiser.param_groups):
         group["lr"] = cfg.lr * rate(run.done(), cfg)

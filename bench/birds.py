@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -203,7 +204,7 @@ def speed(photos: int) -> None:
         folder = Path(name)
         paint_photos(folder, photos)
         birds = bird.read_birds(folder, folder, cfg)     # the photos are a stand-in: only the speed is looked at
-        birds = bird.Birds(birds.pixels, birds.labels, torch.arange(photos), birds.validation, birds.classes)
+        birds = replace(birds, fit=torch.arange(photos))
         paths, _ = bird.find_images(folder)
         run = bird.new_run(birds, cfg, 5, CPU, time.monotonic())     # unmixed; the fifth at full size
         sizes = run.sizes()
@@ -260,7 +261,7 @@ def steps() -> None:
     bird.keep_freed_memory()
     batch = torch.arange(64)
     pixels = torch.randint(256, (64, 3, bird.STORED, bird.STORED), dtype=torch.uint8)
-    birds = bird.Birds(pixels, batch % 10, batch, batch, [str(k) for k in range(10)])
+    birds = bird.Birds(pixels, batch % 10, batch, batch, [str(k) for k in range(10)], torch.arange(10) < 5)
     run = bird.new_run(birds, bird.Config(batch=64), 1, CPU, time.monotonic())
     rates = {}
     for size in (64, 128):

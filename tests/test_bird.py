@@ -29,6 +29,7 @@ from torchvision.datasets import ImageFolder
 
 import bird
 import vae
+from nestling.data.drawn import SPECIES, draw
 
 STILL = bird.Config(flip=0, upside_down=0, turn=0, zoom=1, stretch=0, colour=0, mix=0)   # augmentation switched off
 
@@ -231,6 +232,31 @@ def test_mirror_and_half_turn_do_what_they_say():
     torch.testing.assert_close(mirrored, x.flip(3) / 255, atol=1e-3, rtol=0)
     over = bird.augment(x, 32, u, bird.Config(**{**vars(STILL), "upside_down": 1}))
     torch.testing.assert_close(over, x.flip(2, 3) / 255, atol=1e-3, rtol=0)
+
+
+def test_classes_that_hang_either_way_up_are_found_by_their_photos_alone():
+    pixels = torch.stack([torch.from_numpy(np.array(draw(SPECIES[k], 5, i, 64)[0])).permute(2, 0, 1)
+                          for k in range(4) for i in range(100)])
+    labels = torch.arange(4).repeat_interleave(100)
+    few = torch.arange(400).view(4, 100)[:, :8].flatten()
+    assert bird.either_way_up(pixels, labels, torch.arange(400), 4).tolist() == [False] * 4
+    assert bird.either_way_up(pixels, labels, few, 4).tolist() == [False] * 4         # too few to be sure
+    over = ((labels == 1) | (labels == 3)) & (torch.arange(400) % 2 == 0)
+    pixels[over] = pixels[over].flip(2)
+    assert bird.either_way_up(pixels, labels, torch.arange(400), 4).tolist() == [False, True, False, True]
+
+
+def test_only_photos_of_classes_that_hang_either_way_up_are_turned_upside_down(monkeypatch):
+    shown = []
+    augment = bird.augment
+    monkeypatch.setattr(bird, "augment", lambda *args: shown.append(augment(*args)) or shown[-1])
+    cfg = bird.Config(**{**vars(STILL), "upside_down": 1, "epochs": 1, "batch": 8})
+    x, rows = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
+    birds = bird.Birds(x, rows % 2, rows, rows, ["upright", "either way"], torch.tensor([False, True]))
+    run = bird.new_run(birds, cfg, 1, torch.device("cpu"), 0.0)
+    bird.train_step(run, x, birds.labels, 32, torch.rand(8, bird.DRAWS), torch.rand(2))
+    expected = torch.stack([photo.flip(1, 2) if k % 2 else photo for k, photo in enumerate(x / 255)])
+    torch.testing.assert_close(shown[0], expected, atol=1e-3, rtol=0)
 
 
 def test_colour_is_brightness_contrast_saturation_and_tint_in_turn():
