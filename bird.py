@@ -531,7 +531,7 @@ def either_way_up(pixels: Tensor, labels: Tensor, rows: Tensor, classes: int) ->
         own = signs[labels[rows] == k].flatten(1).numpy()                                             # (n, 176)
         if len(own) >= 5:
             upright = cross_val_predict(Ridge(2 * len(own), fit_intercept=False), own, np.ones(len(own)), cv=5) > 0
-            either[k] = bool(upright.mean() + 1 / math.sqrt(len(own)) < 0.7)
+            either[k] = bool(upright.mean() + 2 * math.sqrt(0.25 / len(own)) < 0.7)
     return either
 
 
