@@ -51,7 +51,7 @@ def read_json(path: Path) -> Any:
 def history_of(model: Path) -> list[dict]:
     """The lines of `<model>.history.jsonl`, one an epoch; empty where there is no such file.
 
-    Raises Mistake for a file that is not one JSON object a line.
+    Raises Mistake for a file that cannot be read as one JSON object a line.
     """
     path = model.with_suffix(".history.jsonl")
     if not path.is_file():
@@ -61,8 +61,9 @@ def history_of(model: Path) -> list[dict]:
         if not all(isinstance(row, dict) and "epoch" in row for row in rows):
             raise ValueError("a line is no epoch")
         return rows
-    except ValueError as error:
-        raise mistake(f"{path} is not a history of one JSON line an epoch; copy it anew or train again.") from error
+    except (OSError, ValueError) as error:
+        raise mistake(f"{path} is not a history that can be read, one JSON line an epoch; copy it anew or train "
+                      "again.") from error
 
 
 def model_of(run: Path, program: str) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,19 +101,6 @@ PANELS = (  # title, key of the training's line, key of the validation's; drawn 
     ("minutes since the start", "minutes", None),
 )
 STEPS = (1, 2, 2.5, 5, 10)  # of the ticks
-
-
-def read_history(path: Path) -> list[dict]:
-    """The rows that a training left, one an epoch. Raises Mistake if the file is missing or broken."""
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise Mistake(f"{path} cannot be read ({error.strerror}); `train` writes it beside the model.") from error
-    except ValueError as error:
-        raise Mistake(f"{path} is not a history of a training; train again to get one.") from error
-    if not rows or not all(isinstance(row, dict) and "epoch" in row for row in rows):
-        raise Mistake(f"{path} holds no epochs; train again to get a history.")
-    return rows
 
 
 @styled

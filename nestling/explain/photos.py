@@ -18,8 +18,8 @@ class Album:
     """A labelled set as the network sees it.
 
     pixels (N, 3, S, S) uint8, squashed; aspect (N,) width / height; labels (N,); p (N, K) probabilities; names: each
-    photo's path relative to the folder; classes: the K names as figures can show
-    them; broken: how many files could not be read.
+    photo's path relative to the folder; classes: the K names as figures can show them; broken: how many files could
+    not be read.
     """
 
     pixels: Tensor

@@ -11,6 +11,7 @@ import torch
 
 import bird
 import vae
+from nestling import runs
 from nestling.explain import counts, draw, gradcam, latent, photos, pointing
 
 
@@ -99,12 +100,11 @@ def make_folder(out: Path) -> None:
 
 
 def history_of(model: Path) -> list[dict]:
-    """The rows that the training left beside the model; none, and a word about it, where there is no such file."""
-    path = model.with_suffix(".history.jsonl")
-    if path.exists():
-        return draw.read_history(path)
-    bird.note(f"no {path.name} beside the model, so no curves are drawn; `train` writes it.")
-    return []
+    """The rows that the training left beside the model; none, and a word about it, where there are none."""
+    rows = runs.history_of(model)
+    if not rows:
+        bird.note(f"no epochs in {model.with_suffix('.history.jsonl')}, so no curves are drawn; `train` writes it.")
+    return rows
 
 
 def finish(history: list[dict], out: Path, summary: dict[str, Any]) -> dict[str, Any]:
