@@ -49,17 +49,18 @@ def read_json(path: Path) -> Any:
 
 
 def history_of(model: Path) -> list[dict]:
-    """The lines of `<model>.history.jsonl`, one an epoch; empty where there is no such file.
+    """The lines of `<model>.history.jsonl`, one an epoch; none where there is no such file, or it is empty.
 
-    Raises Mistake for a file that holds no epochs or cannot be read as one JSON object a line.
+    The shortest trainings of vae.py end before a first epoch and leave an empty one. Raises Mistake for a
+    file that cannot be read as one JSON object a line.
     """
     path = model.with_suffix(".history.jsonl")
     if not path.is_file():
         return []
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        if not rows or not all(isinstance(row, dict) and "epoch" in row for row in rows):
-            raise ValueError("no epochs")
+        if not all(isinstance(row, dict) and "epoch" in row for row in rows):
+            raise ValueError("a line is no epoch")
         return rows
     except (OSError, ValueError) as error:
         raise mistake(f"{path} is not a history that can be read, one JSON line an epoch; copy it anew or train "

@@ -18,7 +18,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 import bird
 import vae
 from nestling import cli
-from nestling.explain import counts, draw, gradcam, latent, photos, pointing
+from nestling.explain import counts, draw, gradcam, latent, photos, pointing, write
 
 
 def network(classes: int = 4, seed: int = 7, strides: tuple[int, ...] = bird.FINE) -> bird.BirdNet:
@@ -398,6 +398,12 @@ def test_explain_vae_from_end_to_end(digits, tmp_path, capsys):
     assert (unlabelled / "curves.svg").exists()
     assert not (unlabelled / "confusion.svg").exists()
     assert "scores" not in json.loads((unlabelled / "summary.json").read_text())
+
+
+def test_a_training_too_short_for_an_epoch_has_no_curves(tmp_path, capsys):
+    (tmp_path / "vae.history.jsonl").write_text("")
+    assert write.history_of(tmp_path / "vae.pth") == []
+    assert "vae.history.jsonl" in capsys.readouterr().err
 
 
 def test_wrong_input_is_one_sentence_and_status_2(birds, digits, tmp_path, capsys):

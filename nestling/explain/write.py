@@ -100,10 +100,10 @@ def make_folder(out: Path) -> None:
 
 
 def history_of(model: Path) -> list[dict]:
-    """The rows that the training left beside the model; none, and a word about it, where there is no such file."""
+    """The rows that the training left beside the model; none, and a word about it, where there are none."""
     rows = runs.history_of(model)
     if not rows:
-        bird.note(f"no {model.stem}.history.jsonl beside the model, so no curves are drawn; `train` writes it.")
+        bird.note(f"no epochs in {model.with_suffix('.history.jsonl')}, so no curves are drawn; `train` writes it.")
     return rows
 
 
