@@ -3,7 +3,7 @@ PY = .venv/bin/python
 
 AUTHOR ?= A. Student 2021CS10001          # of `make reports`; make reports AUTHOR="Your Name 2021CS10002"
 
-.PHONY: demo reports test check bench setup clean
+.PHONY: demo reports test check check-fast bench setup clean
 
 demo: setup demo/birds demo/digits        ## draw the data, train, test and score both programs: under 10 minutes
 	$(PY) bird.py demo/birds/train train demo/bird.pth --budget 3.5
@@ -33,6 +33,9 @@ demo/digits: | setup
 
 test: setup check                         ## style, types and all tests
 	$(PY) -m pytest -n 2
+
+check-fast: check                         ## while working: style, types and the tests of seconds, under a minute
+	$(PY) -m pytest -n 2 -m "not slow"
 
 check: setup
 	$(PY) -m ruff check .

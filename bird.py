@@ -18,11 +18,10 @@ import json
 import math
 import os
 import pickle
-import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -37,8 +36,7 @@ from PIL import Image, ImageOps
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
@@ -77,10 +75,8 @@ class Config:
     patience: float = 0.3            # early stopping: share of the epochs without a lower loss
 
     def __post_init__(self):
-        if self.epochs is not None and self.epochs < 1:
-            raise UserError(f"--epochs is {self.epochs}; it must be at least 1.")
-        if not 0 < self.budget < math.inf:
-            raise UserError(f"--budget is {self.budget} minutes; it must be above 0.")
+        if (self.epochs or 1) < 1 or not 0 < self.budget < math.inf:
+            raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} minutes is not above 0.")
 
 
 # ------------------------------------------------------ shared with vae.py, word for word (tested)
@@ -90,23 +86,20 @@ class UserError(Exception):
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds every generator and asks for deterministic kernels."""
+    """Seeds torch's generators and asks for deterministic kernels."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
 
 
 def pick_device(name: str | None) -> torch.device:
     """The device asked for, or the best one found."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = name or next(n for n in found if found[n])
-    if not found[name]:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    found = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
+    if (name or "cpu") not in found:
         raise UserError(f"--device {name}: torch finds no {name} device; leave the option out.")
-    return torch.device(name)
+    return torch.device(name or found[0])
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -121,8 +114,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"{path} cannot be written ({error.strerror}); free some space or name "
-                        "another file.") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
 
 
 def check_writable(path: Path) -> None:
@@ -145,50 +137,49 @@ def load(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name the file that `train` "
-                        "wrote.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); name the model file.") from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
-            pickle.PickleError) as error:                  # what torch.load raises on other bytes
-        raise UserError(f"{path} is not a whole PyTorch file; copy it anew or train again.") from error
+            pickle.PickleError) as error:
+        raise UserError(f"{path} is no whole PyTorch file; copy it anew or train again.") from error
 
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
-    """The checkpoint of a stopped training with these very settings and data, or None."""
-    if not path.exists():
-        return None
+    """The checkpoint of a stopped training of the same `fingerprint`, or None."""
     with contextlib.suppress(UserError):
-        saved = load(path)
-        if isinstance(saved, dict) and saved.get("key") == key:
+        if path.exists() and (saved := load(path)).get("key") == key:
             print(f"resuming after epoch {len(saved['history'])}, from {path}")
             return saved
-    print(f"note: {path} is broken or of other settings, data or versions; starting anew.", file=sys.stderr)
+    if path.exists():
+        print(f"note: {path} is broken or of other settings or data; starting anew.", file=sys.stderr)
     return None
 
 
 def fingerprint(settings: Any, *data: Tensor) -> str:
-    """Of settings, data and versions: a checkpoint continues only the very same training."""
+    """Of settings, data and version: a checkpoint continues only the very same training."""
     digest = hashlib.sha256(repr((settings, torch.__version__)).encode())
     for tensor in data:
-        digest.update(np.ascontiguousarray(tensor.numpy()))
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 
 def record(path: Path, history: list[dict]) -> None:
     """Writes the history, one JSON line an epoch, and prints the last one."""
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in history).encode())
-    print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                    for key, value in history[-1].items()), flush=True)
+    last = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in history[-1].items())
+    print("  ".join(f"{key} {value}" for key, value in last), flush=True)
 
 
 def generator(*key: Any) -> torch.Generator:
-    """A random stream for each (seed, epoch, ...): no draw depends on earlier ones, so resuming is exact."""
+    """A random stream for each (seed, epoch, ...): it depends on no earlier draw."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def ema_fn(decay: float) -> Callable:
-    """For `AveragedModel`: a decay that starts low, or the random start would stay in the average."""
-    return lambda ema, new, n: get_ema_multi_avg_fn(min(decay, float((1 + n) / (10 + n))))(ema, new, n)
+    """For `AveragedModel`: the decay starts low, lest the random start stay in the average."""
+    def update(averaged, current, n):
+        get_ema_multi_avg_fn(min(decay, float((1 + n) / (10 + n))))(averaged, current, n)
+    return update
 
 
 def run(main: Callable[[list[str]], None], argv: list[str]) -> int:
@@ -200,14 +191,13 @@ def run(main: Callable[[list[str]], None], argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command resumes after the last finished epoch.", file=sys.stderr)
+        print("\nstopped; the same command resumes from the last epoch.", file=sys.stderr)
         return 130
 
 
 # ------------------------------------------------------ 1. find the images
-
 def find_images(folder: Path) -> tuple[list[Path], list[str]]:
-    """Paths and class-folder names ("" in a flat folder), in the order of torchvision's ImageFolder."""
+    """Paths and class-folder names ("" in a flat folder), in ImageFolder's order."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected {folder}/<class name>/<image>.jpg.")
     paths: list[Path] = []
@@ -215,17 +205,14 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
         paths = [Path(path) for path, _ in ImageFolder(str(folder), allow_empty=True).samples]
     paths = paths or sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
     if not paths:
-        raise UserError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}); "
-                        f"expected {folder}/<class name>/<image>.jpg.")
+        raise UserError(f"{folder} holds no images; expected {folder}/<class name>/<image>.jpg.")
     inside = [path.relative_to(folder).parts[:-1] for path in paths]
     if all(len(parts) > 1 for parts in inside):
-        raise UserError(f"{folder} holds the class folders one level deeper; "
-                        f"did you mean {folder / inside[-1][0]}?")
+        raise UserError(f"{folder} holds its class folders deeper; try {folder / inside[-1][0]}.")
     return paths, [parts[0] if parts else "" for parts in inside]
 
 
 # ------------------------------------------------------ 2. decode each photo once
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """As a person sees it: turned as EXIF says, 16 bits scaled to 8, transparency on white."""
     image = ImageOps.exif_transpose(image)
@@ -265,8 +252,6 @@ def decode(paths: list[Path], if_broken: str) -> tuple[Tensor, Tensor, list[int]
     broken = [i for i, aspect in enumerate(aspects) if aspect is None]
     for i in broken:
         print(f"warning: {paths[i]} cannot be read: {if_broken}.", file=sys.stderr)
-    if len(broken) == len(paths):
-        raise UserError(f"none of the {len(paths)} images can be read ({paths[0]}, ...).")
     return pixels, torch.tensor([aspect or 1.0 for aspect in aspects]), broken
 
 
@@ -279,48 +264,46 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 
 
 # ------------------------------------------------------ 3. split 80/20, near-duplicates on one side
-
 def polar(pixels: Tensor, aspect: Tensor, zoom: float) -> Tensor:
     """Photos sampled on 12 circles about their centres, (N, 3, 12, 64): a rotation is a shift."""
     radius = torch.linspace(0.15, 0.95, 12)[:, None] * zoom
     angle = torch.arange(64) * (2 * math.pi / 64)
     circles = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)         # (12, 64, 2)
     unsquash = torch.stack([(1 / aspect).clamp(max=1), aspect.clamp(max=1)], dim=1)     # (N, 2)
-    grid = circles * unsquash[:, None, None]                                            # (N, 12, 64, 2)
-    rays = F.grid_sample(pixels.float(), grid, align_corners=False)
+    rays = F.grid_sample(pixels.float(), circles * unsquash[:, None, None], align_corners=False)
     return rays - rays.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def near_duplicates(pixels: Tensor, aspect: Tensor, threshold: float = 0.98) -> Tensor:
-    """A group number for each photo, (N,); rotated, mirrored, cropped, re-compressed copies share one.
+    """A group number a photo, (N,): rotated, mirrored, cropped, re-compressed copies share one.
 
-    Two photos are alike if the magnitudes of their Fourier coefficients along the circles are: these
-    are the same for a rotated or mirrored copy. Four zooms find crops.
+    Compared are the magnitudes of Fourier coefficients along the circles, which rotating and
+    mirroring leave as they are, at four zooms.
     """
     small, groups = resize(pixels, 48), torch.arange(len(pixels))
     keys = [F.normalize(torch.fft.rfft(polar(small, aspect, zoom), dim=-1).abs().flatten(1), dim=1)
             for zoom in (1.0, 0.9, 0.8, 0.7)]              # each (N, 3 * 12 * 33), of length 1
     for key in keys:
-        for start in range(0, len(key), 1024):             # in blocks: (N, N) would not fit in memory
-            similar = keys[0][start:start + 1024] @ key.T > threshold
-            for a, b in similar.nonzero().tolist():
-                groups[groups == groups[b]] = groups[start + a].item()
+        for block in keys[0].split(1024):                  # an (N, N) table would not fit in memory
+            for alike in block @ key.T > threshold:        # (N,), to one photo
+                members = groups[alike].unique()
+                groups[torch.isin(groups, members)] = members[:1]
     return groups
 
 
 @dataclass(frozen=True)
 class Data:
-    """A training set, decoded and split."""
+    """A training set: pixels (N, 3, S, S) uint8, labels (N,), rows to train and to validate on."""
 
-    pixels: Tensor                   # (N, 3, S, S) uint8
-    labels: Tensor                   # (N,) class indices
-    train: Tensor                    # rows to train on
-    val: Tensor                      # rows to validate on
+    pixels: Tensor
+    labels: Tensor
+    train: Tensor
+    val: Tensor
     classes: list[str]
 
 
 def load_data(folder: Path, seed: int) -> Data:
-    """Finds, decodes and splits the photos of a training set; hidden files and folders are ignored."""
+    """Finds, decodes and splits the photos of a training set, but for hidden ones."""
     found = [(path, name) for path, name in zip(*find_images(folder), strict=True)
              if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     paths, classes = [path for path, _ in found], sorted({name for _, name in found})
@@ -331,7 +314,8 @@ def load_data(folder: Path, seed: int) -> Data:
         raise UserError(f"{folder} needs at least 2 class folders, with 5 readable images in each.")
     groups = near_duplicates(pixels, aspect).numpy()[rows]
     folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=seed % 2**32)
-    train, val = (torch.from_numpy(rows[fold]) for fold in next(folds.split(rows, labels.numpy()[rows], groups)))
+    folds = next(folds.split(rows, labels.numpy()[rows], groups))
+    train, val = (torch.from_numpy(rows[fold]) for fold in folds)
     print(f"data: {len(rows)} photos of {len(classes)} classes, {len(train)} to train, {len(val)} to "
           f"validate; {len(rows) - len(np.unique(groups))} near-duplicates kept on one side")
     return Data(pixels, labels, train, val, classes)
@@ -340,15 +324,10 @@ def load_data(folder: Path, seed: int) -> Data:
 # ------------------------------------------------------ 4. augment whole batches on the device
 # torchvision's transforms draw once a batch; here each image has its own draw.
 
-def magnitude(epochs: int) -> float:
-    """Strength of the augmentation, 0 to 1: few epochs learn more from plain photos."""
-    return min(1.0, epochs / 64)
-
-
 def augment(pixels: Tensor, size: int, cfg: Config, m: float, g: torch.Generator) -> Tensor:
     """(B, 3, S, S) uint8 -> (B, 3, size, size) in 0..1: an affine crop, then colour jitter.
 
-    m: magnitude. Random numbers are drawn on the CPU: the same for any device.
+    m: magnitude, 0 to 1. Random numbers are drawn on the CPU: the same for any device.
     """
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return (low + (high - low) * torch.rand(len(pixels), *shape, generator=g)).to(pixels.device)
@@ -362,19 +341,19 @@ def augment(pixels: Tensor, size: int, cfg: Config, m: float, g: torch.Generator
     down = torch.stack([-angle.sin(), angle.cos()], dim=1) * (scale / ratio * flip_y)[:, None]
     x = crop(pixels, torch.stack([right, down, centre], dim=2), size)                   # (B, 3, s, s)
 
+    # jitter: tint (contrast (grey + saturation (x - grey)) + (1 - contrast) mean), as one matrix an image
     c = m * cfg.jitter
-    brightness, contrast, saturation = (uniform(1 - c, 1 + c)[:, None, None, None] for _ in range(3))
-    hue = uniform(1 - c / 3, 1 + c / 3, 3)[:, :, None, None]
-    mean, grey = x.mean(dim=(1, 2, 3), keepdim=True), x.mean(dim=1, keepdim=True)
-    x = contrast * (grey + saturation * (x - grey) - mean) + mean
-    return (hue * brightness * x).clamp(0, 1)
+    brightness, contrast, saturation = (uniform(1 - c, 1 + c, 1, 1) for _ in range(3))  # (B, 1, 1)
+    tint = brightness * uniform(1 - c / 3, 1 + c / 3, 3, 1)                             # (B, 3, 1)
+    saturate = (1 - saturation) / 3 + saturation * torch.eye(3, device=x.device)        # (B, 3, 3)
+    offset = tint * (1 - contrast) * x.mean(dim=(1, 2, 3))[:, None, None]
+    return torch.baddbmm(offset, tint * contrast * saturate, x.flatten(2)).view_as(x).clamp_(0, 1)
 
 
 def crop(pixels: Tensor, theta: Tensor, size: int) -> Tensor:
     """(B, 3, S, S) uint8 and affine maps (B, 2, 3) -> (B, 3, size, size) in 0..1."""
     grid = F.affine_grid(theta, [len(pixels), 3, size, size], align_corners=False)
-    x = F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False)
-    return x.div_(255).contiguous(memory_format=torch.channels_last)
+    return F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False).div_(255)
 
 
 def mixup(x: Tensor, target: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -385,7 +364,6 @@ def mixup(x: Tensor, target: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor
 
 
 # ------------------------------------------------------ 5. the network
-
 def conv(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool) -> list[nn.Module]:
     """A convolution with batch normalisation, or with a bias in its place."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm)
@@ -394,10 +372,8 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool) 
 
 
 class Block(nn.Module):
-    """A residual block (He et al. 2016) with an average-pooled shortcut (ResNet-D, He et al. 2019).
-
-    With `se` it ends in squeeze-and-excitation (Hu et al. 2018).
-    """
+    """A residual block (He et al. 2016), average-pooled shortcut (ResNet-D, He et al. 2019), and
+    squeeze-and-excitation where `se` (Hu et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: bool, se: bool):
         super().__init__()
@@ -406,8 +382,8 @@ class Block(nn.Module):
             *conv(outputs, outputs, 3, 1, batch_norm))
         nn.init.zeros_(self.body[-1].get_parameter("weight"))   # starts as identity (Goyal et al. 2017)
         self.se = nn.Sequential(
-            nn.Linear(outputs, outputs // 8), nn.ReLU(inplace=True),
-            nn.Linear(outputs // 8, outputs), nn.Sigmoid()) if se else None
+            nn.Linear(outputs, outputs // 8), nn.ReLU(inplace=True), nn.Linear(outputs // 8, outputs),
+            nn.Sigmoid()) if se else None
         self.shortcut = nn.Sequential(
             *[nn.AvgPool2d(2, ceil_mode=True)] * (stride == 2),
             *(conv(inputs, outputs, 1, 1, batch_norm) if inputs != outputs else []))
@@ -432,8 +408,6 @@ class BirdNet(nn.Module):
         self.extra: dict[str, Any] = {
             "program": "bird", "classes": [str(k) for k in range(classes)], "counts": [1] * classes,
             "size": 128, "batch_norm": batch_norm}
-        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))       # of the training photos
-        self.register_buffer("std", torch.full((3, 1, 1), 0.25))
         channels = self.STAGES[0][0]
         layer, *norm = conv(32, channels, 3, 1, batch_norm)
         layers = [*conv(3, 32, 3, 2, batch_norm=False), nn.ReLU(inplace=True),     # stem: (B, 40, s/4, s/4)
@@ -452,7 +426,7 @@ class BirdNet(nn.Module):
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(B, 3, s, s) -> (B, 256, s/16, s/16), the map that Grad-CAM reads."""
-        return self.features((x - self.mean) / self.std)
+        return self.features(((x - 0.5) / 0.25).contiguous(memory_format=torch.channels_last))
 
     def classify(self, h: Tensor) -> Tensor:
         """(B, C, h, w) -> logits (B, K), from the mean and the maximum of each channel."""
@@ -460,15 +434,13 @@ class BirdNet(nn.Module):
         return self.head(self.dropout(h))
 
     def cam_centre(self, h: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 2): x, y in -1..1 of the evidence for the predicted class.
-
-        The centre of mass of the class activation map (Zhou et al. 2016).
-        """
+        """(B, C, s, s) -> (B, 2), x and y in -1..1: the centre of mass of the class activation map
+        of the predicted class (Zhou et al. 2016)."""
         weights = self.head.weight[self.classify(h).argmax(dim=1), :h.shape[1]]         # (B, C)
         cam = F.relu(torch.einsum("bchw,bc->bhw", h, weights))
         cam = cam / cam.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
-        x, y = (torch.arange(0.5, n, device=h.device) * 2 / n - 1 for n in (h.shape[3], h.shape[2]))
-        return torch.stack([cam.sum(dim=1) @ x, cam.sum(dim=2) @ y], dim=1)
+        axis = torch.arange(0.5, h.shape[3], device=h.device) * 2 / h.shape[3] - 1      # of squares
+        return torch.stack([cam.sum(dim=1) @ axis, cam.sum(dim=2) @ axis], dim=1)
 
     def get_extra_state(self) -> dict:
         return self.extra
@@ -477,12 +449,10 @@ class BirdNet(nn.Module):
         self.extra = state
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """As any module's, for any number of classes: the network first takes on that of the state."""
-        extra = {**self.extra, **state_dict.get("_extra_state", {})}
-        if (len(extra["classes"]), extra["batch_norm"]) != (self.head.out_features, self.extra["batch_norm"]):
-            device, dropout = self.head.weight.device, self.dropout.p
-            self.__init__(len(extra["classes"]), dropout=dropout, batch_norm=extra["batch_norm"])  # type: ignore[misc]
-            self.to(device)
+        """As any module's, of any number of classes: the network first takes on the state's."""
+        classes, batch_norm = (state_dict["_extra_state"][name] for name in ("classes", "batch_norm"))
+        if (len(classes), batch_norm) != (self.head.out_features, self.extra["batch_norm"]):
+            self.__init__(len(classes), batch_norm=batch_norm)  # type: ignore[misc]
         return super().load_state_dict(state_dict, *args, **kwargs)
 
 
@@ -490,17 +460,13 @@ def load_model(path: Path) -> BirdNet:
     """The network that `train` saved, in eval mode."""
     net, state = BirdNet(), load(path)
     try:
-        if state["_extra_state"]["program"] != "bird":
-            raise ValueError("a model of another program")
         net.load_state_dict(state)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no model of this bird.py; name the file that `bird.py ... train` "
-                        "wrote.") from error
+        raise UserError(f"{path} is no model of this bird.py; name one that it trained.") from error
     return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 # ------------------------------------------------------ 6. optimiser and schedules
-
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum (Jordan et al. 2024) for convolutions, as matrices (O, I k k).
 
@@ -514,13 +480,13 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            lr, momentum = group["lr"], group["momentum"]
             for p in group["params"]:
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - momentum)
-                update = p.grad.lerp(buffer, momentum).flatten(1)      # Nesterov
-                p.mul_(1 - lr * group["weight_decay"])
-                p.add_(orthogonalise(update).view_as(p), alpha=-0.2 * lr * max(update.shape) ** 0.5)
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(buffer, group["momentum"]).flatten(1)              # Nesterov
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                scale = 0.2 * group["lr"] * max(update.shape) ** 0.5
+                p.sub_(scale * orthogonalise(update).view_as(p))
 
 
 def orthogonalise(g: Tensor) -> Tensor:
@@ -556,26 +522,20 @@ def image_size(progress: float, epochs: int, photos: int) -> int:
     return 16 * round(final * share / 16)
 
 
-def fit_epochs(seconds: float, row: dict, photos: int) -> int:
-    """The most epochs in all, at the pace of the epoch that history's last `row` tells, in `seconds` more.
+def fit_epochs(seconds: float, row: dict[str, Any], photos: int) -> int:
+    """The most epochs in all whose rest takes `seconds`, at the pace of the history's last row."""
+    past, done = row["epoch"], row["progress"]
 
-    An epoch costs as much as its images have pixels, and a constant.
-    """
-    past, progress = row["epoch"], row["progress"]
-
-    def cost(size: int) -> float:
-        return size**2 + 32**2
-
-    def needed(epochs: int) -> float:
+    def needed(epochs: int) -> float:                      # a step costs its pixels, and a constant
         left = epochs - past
-        sizes = [image_size(progress + (1 - progress) * k / left, epochs, photos) for k in range(left)]
-        return row["epoch_seconds"] * sum(map(cost, [*sizes, sizes[-1]])) / cost(row["size"])  # and the end
+        sizes = [image_size(done + (1 - done) * k / left, epochs, photos) for k in range(left)]
+        cost = sum(size**2 + 32**2 for size in [*sizes, sizes[-1]])    # the end costs an epoch
+        return row["epoch_seconds"] * cost / (row["size"] ** 2 + 32**2)
 
     return max((n for n in EPOCHS if n > past and needed(n) < seconds), default=past + 1)
 
 
 # ------------------------------------------------------ 7. train
-
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the hardware multiplies it: CUDA since Ampere, Intel with AMX, AMD since Zen 4."""
     cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -593,38 +553,33 @@ def from_rank_0(value: Any) -> Any:
 
 
 class Training:
-    """A network of random weights, its average and its optimisers: what a checkpoint holds."""
-
-    PARTS = ("net", "ema", "muon", "adamw")
+    """A network of random weights, its average and its optimisers (`parts`, for checkpoints)."""
 
     def __init__(self, data: Data, cfg: Config, device: torch.device):
         seed_everything(cfg.seed)
         net = BirdNet(len(data.classes), dropout=cfg.dropout, batch_norm=cfg.batch_norm)
-        net.extra |= {"classes": data.classes, "counts": data.labels[data.train].bincount().tolist()}
-        sample = data.pixels[data.train, :, ::8, ::8].double() / 255
-        net.mean.copy_(sample.mean(dim=(0, 2, 3))[:, None, None])
-        net.std.copy_(sample.std(dim=(0, 2, 3))[:, None, None])
-        self.net: BirdNet = net.to(device).to(memory_format=torch.channels_last)  # type: ignore
-        self.model = DistributedDataParallel(net) if dist.is_initialized() else net
+        counts = data.labels[data.train].bincount()
+        net.extra |= {"classes": data.classes, "counts": counts.tolist()}
+        self.cfg, self.net = cfg, net.to(device).to(memory_format=torch.channels_last)  # type: ignore
+        self.model = nn.parallel.DistributedDataParallel(net) if dist.is_initialized() else net
         self.ema = AveragedModel(net, multi_avg_fn=ema_fn(cfg.ema_decay), use_buffers=True)
+        self.averaged: BirdNet = self.ema.module  # type: ignore[assignment]
+        weights = counts.sum() / (len(counts) * counts) if cfg.class_weights else torch.ones(len(counts))
+        self.class_weights = weights.to(device)                        # (K,)
         filters, matrices, vectors = ([p for p in net.parameters() if p.ndim == n] for n in (4, 2, 1))
         self.muon = Muon(filters, cfg.lr, cfg.weight_decay)
         self.adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": cfg.weight_decay},
                                         {"params": vectors, "weight_decay": 0.0}], cfg.lr, (0.9, 0.99))
+        self.parts: dict[str, Any] = {
+            "net": net, "ema": self.ema, "muon": self.muon, "adamw": self.adamw}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in self.PARTS}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.PARTS:
-            getattr(self, name).load_state_dict(state[name])
-
-    def step(self, x: Tensor, target: Tensor, weights: Tensor, lr: float, cfg: Config) -> Tensor:
-        """One step on x (B, 3, s, s), targets (B, K), class weights (K,); loss and accuracy, (2,)."""
+    def step(self, x: Tensor, target: Tensor, lr: float) -> Tensor:
+        """One step on images x (B, 3, s, s) and targets (B, K); loss and accuracy, (2,)."""
         self.net.train()
         with autocast(x.device):
             logits = self.model(x).float()                             # (B, K)
-        loss = F.cross_entropy(logits, target, weight=weights, label_smoothing=cfg.label_smoothing)
+        loss = F.cross_entropy(logits, target, self.class_weights,
+                               label_smoothing=self.cfg.label_smoothing)
         self.net.zero_grad(set_to_none=True)
         loss.backward()
         for optimizer in (self.muon, self.adamw):
@@ -634,6 +589,15 @@ class Training:
         self.ema.update_parameters(self.net)
         correct = logits.argmax(dim=1) == target.argmax(dim=1)
         return torch.stack([loss.detach(), correct.float().mean()])
+
+    def evaluate(self, data: Data, size: int) -> dict[str, float]:
+        """Loss and scores of the averaged weights on the validation photos, one view each."""
+        self.averaged.eval().extra["size"] = size
+        p, labels = predict(self.averaged, data.pixels[data.val], tta=False), data.labels[data.val]
+        loss = F.nll_loss(p.clamp(min=1e-7).log(), labels, self.class_weights.cpu()).item()
+        macro, micro = f1(labels, p.argmax(dim=1))
+        return {"val_loss": loss, "val_accuracy": micro, "val_macro_f1": macro,
+                "val_score": (macro + micro) / 2}
 
 
 def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> tuple[float, float]:
@@ -647,82 +611,78 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
     check_writable(model_path)
     history_path, checkpoint_path = (model_path.with_suffix(s) for s in (".history.jsonl", ".checkpoint.pt"))
     data = load_data(folder, cfg.seed)
-    photos, steps = len(data.train), max(1, len(data.train) // cfg.batch_size)
-    key = fingerprint((cfg, device, world, data.classes), data.pixels, data.labels, data.train)
-    saved = from_rank_0(load_checkpoint(checkpoint_path, key) if resume else None)
-    seconds = math.inf                                     # for the epochs and the end
-    if cfg.epochs is None:
-        seconds = max(1.0, 0.97 * 60 * cfg.budget - (time.monotonic() - began))
-    epochs, stale = cfg.epochs or 30, 0                    # a first guess; epochs without a lower loss
+    photos, steps, K = len(data.train), max(1, len(data.train) // cfg.batch_size), len(data.classes)
     training = Training(data, cfg, device)
     history: list[dict] = []
-    best: dict[str, Any] = {}                              # state_dict of the lowest validation loss
-    if saved:
-        epochs, stale, history, best = (saved[name] for name in ("epochs", "stale", "history", "best"))
-        training.load_state_dict(saved)
-    counts = torch.tensor(training.net.extra["counts"])
-    weights = counts.sum() / (len(counts) * counts) if cfg.class_weights else torch.ones(len(counts))
-    labels, weights, pixels = data.labels.to(device), weights.to(device), torch.empty(0)
+    epochs, stale, best = cfg.epochs or 30, 0, {}          # a first guess; epochs since the best state_dict
+    key = fingerprint((cfg, device, world, data.classes), data.pixels, data.labels, data.train)
+    if saved := from_rank_0(load_checkpoint(checkpoint_path, key) if resume else None):
+        history, epochs, stale, best = (saved[name] for name in ("history", "epochs", "stale", "best"))
+        for name, part in training.parts.items():
+            part.load_state_dict(saved[name])
     print(f"BirdNet: {sum(p.numel() for p in training.net.parameters()):,} parameters, on {device}; "
           f"{steps} steps an epoch", flush=True)
-
+    seconds = 0.97 * 60 * cfg.budget - (time.monotonic() - began) if cfg.epochs is None else math.inf
     start = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
     done = history[-1]["progress"] if history else 0.0     # share of the training, 0 to 1
+    pixels, labels = torch.empty(0), data.labels.to(device)
 
     def progress(step: int) -> float:
-        """As planned or, on a machine slower than planned, by the clock; no bit depends on it before."""
+        """As planned or, on a machine slower than planned, by the clock: only then bits depend on it."""
         planned = done + (1 - done) * step / steps / (epochs - len(history))
-        elapsed = (time.monotonic() - start) / (seconds * epochs / (epochs + 1))
+        elapsed = (time.monotonic() - start) / max(1.0, seconds * epochs / (epochs + 1))
         return from_rank_0(max(planned, elapsed - 0.02))
 
     while done < 1 and stale < max(10, cfg.patience * epochs):
-        size, m = image_size(done, epochs, photos), magnitude(epochs)
+        size = image_size(done, epochs, photos)
+        magnitude = min(1.0, epochs / 64)                  # few epochs learn more from plain photos
         if pixels.shape[-1] != (side := min(STORED, 2 * size)):        # crops are cut from sharper photos
             pixels = resize(data.pixels, side).to(device)
         order = data.train[torch.randperm(photos, generator=generator(cfg.seed, len(history)))]
         g = generator(cfg.seed, len(history), rank)
-        torch.manual_seed(g.initial_seed())                            # of dropout
-        outcomes: list[Tensor] = []
-        bar = tqdm(range(steps), f"epoch {len(history) + 1}/{epochs}", leave=False, disable=None)
-        for step in bar:
+        torch.manual_seed(g.initial_seed())                # of dropout
+        outcomes: list[Tensor] = []                        # loss and accuracy of each step
+        for step in tqdm(range(steps), f"epoch {len(history) + 1}/{epochs}", leave=False, disable=None):
             if (p := progress(step)) >= 1 and outcomes:
                 break
             rows = order[step * cfg.batch_size:(step + 1) * cfg.batch_size][rank::world]
-            x = augment(pixels[rows], size, cfg, m, g)                 # (B, 3, s, s)
-            target = F.one_hot(labels[rows], len(counts)).float()      # (B, K)
-            if p < 0.8 and torch.rand((), generator=g) < m * cfg.mixup:
+            x = augment(pixels[rows], size, cfg, magnitude, g)         # (B, 3, s, s)
+            target = F.one_hot(labels[rows], K).float()                # (B, K)
+            if p < 0.8 and torch.rand((), generator=g) < magnitude * cfg.mixup:
                 x, target = mixup(x, target, g)
             lr = cfg.lr * lr_multiplier(p, cfg)
-            outcomes.append(training.step(x, target, weights, lr, cfg))
+            outcomes.append(training.step(x, target, lr))
         done = progress(steps)
         loss, accuracy = torch.stack(outcomes).mean(dim=0).tolist()
-        scores = from_rank_0(evaluate(training.ema.module, data, weights, size))
+        scores = from_rank_0(training.evaluate(data, size))
         if not math.isfinite(scores["val_loss"]):
             print("warning: the loss is no longer finite; the training ends here.", file=sys.stderr)
             break
         stale += 1
         if scores["val_loss"] < min((row["val_loss"] for row in history), default=math.inf):
-            best, stale = deepcopy(training.ema.module.state_dict()), 0
+            best, stale = deepcopy(training.averaged.state_dict()), 0
         elapsed, before = time.monotonic() - start, history[-1]["seconds"] if history else 0.0
-        history.append({"epoch": len(history) + 1, "epochs": epochs, "progress": done, "size": size, "lr": lr,
-                        "train_loss": loss, "train_accuracy": accuracy, **scores, "best": stale == 0,
-                        "seconds": elapsed, "epoch_seconds": elapsed - before})
-        if cfg.epochs is None and done < 1:
+        history.append({
+            "epoch": len(history) + 1, "epochs": epochs, "progress": done, "size": size, "lr": lr,
+            "train_loss": loss, "train_accuracy": accuracy, **scores, "best": stale == 0,
+            "seconds": elapsed, "epoch_seconds": elapsed - before})
+        if cfg.epochs is None and done < 1:                # the first epoch's time makes the plan
             fitting = from_rank_0(fit_epochs(seconds - elapsed, history[-1], photos))
-            if len(history) == 1 or abs(fitting - epochs) > epochs / 8:
-                print(f"plan: {fitting} epochs fit the budget (--epochs {fitting})")
+            if len(history) == 1 or fitting > 1.125 * epochs:          # a quicker machine makes a longer one
                 epochs = fitting
         if rank == 0:
             record(history_path, history)
-            save(checkpoint_path, {"key": key, "epochs": epochs, "stale": stale, "history": history,
-                                   "best": best}
-                 | training.state_dict())
+            state = {"key": key, "history": history, "epochs": epochs, "stale": stale, "best": best}
+            parts = {name: part.state_dict() for name, part in training.parts.items()}
+            save(checkpoint_path, state | parts)
     if not best:
         raise UserError(f"{model_path} is not written: the loss was never finite; lower the learning rate.")
-
-    net = training.ema.module
+    net = training.averaged
     net.load_state_dict(best)
-    macro, micro = finish(net, data, cfg.seed, device)
+    sample = data.train[torch.randperm(photos, generator=generator(cfg.seed))[:2048]]
+    recalibrate(net, data.pixels[sample])
+    macro, micro = f1(data.labels[data.val], predict(net, data.pixels[data.val]).argmax(dim=1))
+    net.extra["validation"] = {"macro_f1": macro, "accuracy": micro}
     if rank == 0:
         save(model_path, net.state_dict())
         checkpoint_path.unlink(missing_ok=True)
@@ -731,122 +691,91 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
     return macro, micro
 
 
-def finish(net: BirdNet, data: Data, seed: int, device: torch.device) -> tuple[float, float]:
-    """Recalibrates batch normalisation on photos as `predict` shows them; macro and micro F1."""
-    rows = data.train[torch.randperm(len(data.train), generator=generator(seed, "bn"))[:2048]]
-    with autocast(device):
-        update_bn(views(data.pixels[rows], deepcopy(net).eval(), device), net)
-    p = predict(net.eval(), data.pixels[data.val], device)
-    macro, micro = f1(data.labels[data.val], p.argmax(dim=1))
-    net.extra["validation"] = {"macro_f1": macro, "accuracy": micro}
-    return macro, micro
-
-
-def evaluate(net: BirdNet, data: Data, weights: Tensor, size: int) -> dict[str, float]:
-    """Loss and scores on the validation photos, one view each."""
-    net.eval().extra["size"] = size
-    p = predict(net, data.pixels[data.val], weights.device, tta=False)
-    labels = data.labels[data.val]
-    macro, micro = f1(labels, p.argmax(dim=1))
-    loss = F.nll_loss(p.clamp(min=1e-7).log(), labels, weight=weights.cpu()).item()
-    return {"val_loss": loss, "val_accuracy": micro, "val_macro_f1": macro, "val_score": (macro + micro) / 2}
+def recalibrate(net: BirdNet, pixels: Tensor) -> None:
+    """Batch statistics anew, of photos as `predict` shows them, not augmented."""
+    norms = [module for module in net.eval().modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None                               # the mean over all batches
+        norm.train()
+    predict(net, pixels)
+    net.eval()
 
 
 # ------------------------------------------------------ 8. predict
-
-def whole_view(pixels: Tensor, size: int, device: torch.device) -> Tensor:
-    """(B, 3, S, S) uint8 -> (B, 3, size, size) in 0..1: the photo but for its edges."""
-    edge = pixels.shape[-1] // 20
-    x = resize(pixels[:, :, edge:-edge, edge:-edge], size).to(device).float().div_(255)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def cam_view(pixels: Tensor, centre: Tensor, size: int) -> Tensor:
-    """(B, 3, S, S) uint8 -> (B, 3, size, size) in 0..1: 0.7 of the side about `cam_centre` (B, 2)."""
-    centre = (0.9 * centre).clamp(-0.3, 0.3)               # of the photo, whose whole view is 0.9
-    theta = torch.cat([0.7 * torch.eye(2).to(centre).expand(len(centre), 2, 2), centre[:, :, None]], dim=2)
-    return crop(resize(pixels, min(STORED, 2 * size)).to(centre.device), theta, size)
-
-
 @torch.no_grad()
-def views(pixels: Tensor, net: BirdNet, device: torch.device) -> Iterator[Tensor]:
-    """For each batch of (N, 3, S, S) uint8 the whole view, then the view of the CAM's centre."""
-    size = net.extra["size"]
-    for batch in pixels.split(128):
-        yield (x := whole_view(batch, size, device))
-        yield cam_view(batch, net.cam_centre(net.feature_map(x).float()), size)
+def predict(net: BirdNet, pixels: Tensor, tta: bool = True) -> Tensor:
+    """(N, 3, S, S) uint8 -> class probabilities (N, K), on the CPU.
 
-
-@torch.no_grad()
-def predict(net: BirdNet, pixels: Tensor, device: torch.device, tta: bool = True) -> Tensor:
-    """(N, 3, S, S) uint8 -> class probabilities (N, K).
-
-    With test-time augmentation the mean over two views and their mirror images.
+    The photo but for its edges is seen; with test-time augmentation also 0.7 of its side about the
+    centre of the class activation map, and the mirror images of both.
     """
-    probabilities, size = [], net.extra["size"]
+    size, edge, probs = net.extra["size"], pixels.shape[-1] // 20, []
     for batch in pixels.split(128):
-        x = whole_view(batch, size, device)
-        with autocast(device):
+        x = resize(batch[:, :, edge:-edge, edge:-edge], size).to(net.head.weight.device).float() / 255
+        with autocast(x.device):
             h = net.feature_map(x)
             logits = [net.classify(h)]
             if tta:
-                close = cam_view(batch, net.cam_centre(h.float()), size)
+                centre = (0.9 * net.cam_centre(h.float())).clamp(-0.3, 0.3)             # of the whole
+                square = 0.7 * torch.eye(2, device=x.device).expand(len(x), 2, 2)
+                sharp = resize(batch, min(STORED, 2 * size)).to(x.device)
+                close = crop(sharp, torch.cat([square, centre[:, :, None]], dim=2), size)
                 logits += [net(view) for view in (x.flip(3), close, close.flip(3))]
-        probabilities.append(torch.stack(logits).float().softmax(dim=2).mean(dim=0).cpu())
-    return torch.cat(probabilities)
+        probs.append(torch.stack(logits).float().softmax(dim=2).mean(dim=0).cpu())
+    return torch.cat(probs)
 
 
-def f1(labels: Tensor, predicted: Tensor) -> tuple[float, float]:
+def f1(labels: Tensor | list, predicted: Tensor | list) -> tuple[float, float]:
     """Macro F1 over the classes that occur in `labels`, and micro F1, here the accuracy."""
     macro = f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
     return float(macro), float(accuracy_score(labels, predicted))
 
 
 def test(folder: Path, model_path: Path, csv_path: Path, device: torch.device) -> None:
-    """Writes a class index for each image, in ImageFolder's order; prints scores where labels are known."""
+    """Writes a class index an image, in ImageFolder's order; prints scores where labels are known."""
     net = load_model(model_path).to(device)
     classes, frequent = net.extra["classes"], int(np.argmax(net.extra["counts"]))
     paths, names = find_images(folder)
     check_writable(csv_path)
-    predicted = torch.empty(len(paths), dtype=torch.long)
-    for rows in torch.arange(len(paths)).split(1024):      # in parts, so that any number fits in memory
-        pixels, _, broken = decode([paths[i] for i in rows], f"labelled as the most frequent class, "
-                                                             f"{classes[frequent]}")
-        predicted[rows] = predict(net, pixels, device).argmax(dim=1)
-        predicted[rows[broken]] = frequent
-    write_atomic(csv_path, "\n".join(["Predicted_Label", *map(str, predicted.tolist()), ""]).encode())
+    predicted: list[int] = []
+    for part in (paths[i:i + 1024] for i in range(0, len(paths), 1024)):       # bounds the memory
+        pixels, _, broken = decode(part, f"labelled {classes[frequent]}, the most frequent class")
+        labels = predict(net, pixels).argmax(dim=1)
+        labels[broken] = frequent
+        predicted += labels.tolist()
+    write_atomic(csv_path, "\n".join(["Predicted_Label", *map(str, predicted), ""]).encode())
     print(f"{csv_path}: {len(paths)} labels")
-    if set(names) <= set(classes):
-        macro, micro = f1(torch.tensor([classes.index(name) for name in names]), predicted)
-        print(f"score {(macro + micro) / 2:.4f} = (macro F1 {macro:.4f} + micro F1 {micro:.4f}) / 2")
+    if foreign := set(names) - set(classes):
+        print(f"no score: {min(foreign)!r} is no class of the model")
     else:
-        print(f"no score: {min(set(names) - set(classes))!r} is no class of the model")
+        macro, micro = f1([classes.index(name) for name in names], predicted)
+        print(f"score {(macro + micro) / 2:.4f}: mean of macro F1 {macro:.4f} and micro F1 {micro:.4f}")
 
 
 def main(argv: list[str]) -> None:
-    """The command line; under torchrun, a process of the training."""
+    """The command line; under torchrun, one process of the training."""
     parser = argparse.ArgumentParser(prog="bird.py", description="\n".join(__doc__.splitlines()[:4]),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, help="DATASET/<class>/<image>")
     parser.add_argument("mode", choices=["train", "test"])
     parser.add_argument("model", type=Path, help="the model's file, such as bird.pth")
-    parser.add_argument("--budget", type=float, default=Config.budget, metavar="MINUTES",
-                        help="wall-clock limit of the training (default %(default)g)")
+    parser.add_argument("--budget", type=float, default=110.0, metavar="MINUTES", help="default 110")
     parser.add_argument("--epochs", type=int, metavar="N", help="this many, however long they take")
-    parser.add_argument("--seed", type=int, default=Config.seed, metavar="N", help="default %(default)s")
-    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one found")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best found")
     parser.add_argument("--no-resume", action="store_true", help="start anew despite a checkpoint")
-    parser.add_argument("--csv", type=Path, default=Path("bird.csv"), metavar="PATH", help="default %(default)s")
+    parser.add_argument("--csv", type=Path, default=Path("bird.csv"), metavar="PATH")
     args = parser.parse_args(argv)
     if args.mode == "test":
         return test(args.dataset, args.model, args.csv, pick_device(args.device))
-    cfg = Config(seed=args.seed, epochs=args.epochs, budget=args.budget, device=args.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:         # started by torchrun
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group()
         if dist.get_rank() > 0:
-            sys.stdout = sys.stderr = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    cfg = Config(args.seed, args.epochs, args.budget, args.device)
     train(args.dataset, args.model, cfg, resume=not args.no_resume)
     if dist.is_initialized():
         dist.destroy_process_group()

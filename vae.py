@@ -24,7 +24,6 @@ import math
 import os
 import pickle
 import pickletools
-import random
 import sys
 import time
 import warnings
@@ -45,7 +44,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 SIDE, LATENT = 28, 2
-SHAPES = ((SIDE, SIDE), (SIDE**2,), (1, SIDE, SIDE), (SIDE, SIDE, 1))      # of one image
 
 
 @dataclass(frozen=True)
@@ -73,36 +71,30 @@ class Config:
     separation: float = 2.8          # half the distance of neighbouring prior means, in stds
 
     def __post_init__(self):
-        if self.epochs is not None and self.epochs < 1:
-            raise UserError(f"--epochs is {self.epochs}; it must be at least 1.")
-        if not 0 < self.budget < math.inf:
-            raise UserError(f"--budget is {self.budget} minutes; it must be above 0.")
+        if (self.epochs or 1) < 1 or not 0 < self.budget < math.inf:
+            raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} minutes is not above 0.")
 
 
 # ------------------------------------------------------ shared with bird.py, word for word (tested)
-
 class UserError(Exception):
     """The user's mistake: one sentence that names the file and the remedy; exit status 2."""
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds every generator and asks for deterministic kernels."""
+    """Seeds torch's generators and asks for deterministic kernels."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
 
 
 def pick_device(name: str | None) -> torch.device:
     """The device asked for, or the best one found."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = name or next(n for n in found if found[n])
-    if not found[name]:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    found = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
+    if (name or "cpu") not in found:
         raise UserError(f"--device {name}: torch finds no {name} device; leave the option out.")
-    return torch.device(name)
+    return torch.device(name or found[0])
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -117,8 +109,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"{path} cannot be written ({error.strerror}); free some space or name "
-                        "another file.") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
 
 
 def check_writable(path: Path) -> None:
@@ -141,50 +132,49 @@ def load(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name the file that `train` "
-                        "wrote.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); name the model file.") from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
-            pickle.PickleError) as error:                  # what torch.load raises on other bytes
-        raise UserError(f"{path} is not a whole PyTorch file; copy it anew or train again.") from error
+            pickle.PickleError) as error:
+        raise UserError(f"{path} is no whole PyTorch file; copy it anew or train again.") from error
 
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
-    """The checkpoint of a stopped training with these very settings and data, or None."""
-    if not path.exists():
-        return None
+    """The checkpoint of a stopped training of the same `fingerprint`, or None."""
     with contextlib.suppress(UserError):
-        saved = load(path)
-        if isinstance(saved, dict) and saved.get("key") == key:
+        if path.exists() and (saved := load(path)).get("key") == key:
             print(f"resuming after epoch {len(saved['history'])}, from {path}")
             return saved
-    print(f"note: {path} is broken or of other settings, data or versions; starting anew.", file=sys.stderr)
+    if path.exists():
+        print(f"note: {path} is broken or of other settings or data; starting anew.", file=sys.stderr)
     return None
 
 
 def fingerprint(settings: Any, *data: Tensor) -> str:
-    """Of settings, data and versions: a checkpoint continues only the very same training."""
+    """Of settings, data and version: a checkpoint continues only the very same training."""
     digest = hashlib.sha256(repr((settings, torch.__version__)).encode())
     for tensor in data:
-        digest.update(np.ascontiguousarray(tensor.numpy()))
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 
 def record(path: Path, history: list[dict]) -> None:
     """Writes the history, one JSON line an epoch, and prints the last one."""
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in history).encode())
-    print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                    for key, value in history[-1].items()), flush=True)
+    last = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in history[-1].items())
+    print("  ".join(f"{key} {value}" for key, value in last), flush=True)
 
 
 def generator(*key: Any) -> torch.Generator:
-    """A random stream for each (seed, epoch, ...): no draw depends on earlier ones, so resuming is exact."""
+    """A random stream for each (seed, epoch, ...): it depends on no earlier draw."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def ema_fn(decay: float) -> Callable:
-    """For `AveragedModel`: a decay that starts low, or the random start would stay in the average."""
-    return lambda ema, new, n: get_ema_multi_avg_fn(min(decay, float((1 + n) / (10 + n))))(ema, new, n)
+    """For `AveragedModel`: the decay starts low, lest the random start stay in the average."""
+    def update(averaged, current, n):
+        get_ema_multi_avg_fn(min(decay, float((1 + n) / (10 + n))))(averaged, current, n)
+    return update
 
 
 def run(main: Callable[[list[str]], None], argv: list[str]) -> int:
@@ -196,58 +186,53 @@ def run(main: Callable[[list[str]], None], argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command resumes after the last finished epoch.", file=sys.stderr)
+        print("\nstopped; the same command resumes from the last epoch.", file=sys.stderr)
         return 130
 
 
 # ------------------------------------------------------ the images
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz or .npy file by name; nothing is unpickled."""
+    try:
+        with open(path, "rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return {"data": found}
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile,
+            zlib.error) as error:
+        raise UserError(f"{path} cannot be read as arrays ({error}); write it with "
+                        "numpy.savez(path, data=images, labels=labels).") from error
+
+
+def is_images(a: np.ndarray) -> bool:
+    """Is it one or more images of 28 x 28 numbers, in a form that is known?"""
+    one = ((SIDE, SIDE), (SIDE**2,), (1, SIDE, SIDE), (SIDE, SIDE, 1))
+    return a.size > 0 and a.dtype.kind in "buif" and (a.shape in one or a.shape[1:] in one)
+
 
 class DigitDataset(Dataset):
     """Images (N, 28, 28), float32 in 0..1, and labels (N,) or None, from a .npz or .npy file."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        arrays = self.read()
+        arrays = read_arrays(self.path)
         labels = next((arrays.pop(name) for name in ("labels", "label", "y") if name in arrays), None)
-        candidates = (a for a in arrays.values() if a.shape in SHAPES or a.shape[1:] in SHAPES)
-        images = arrays.get("data", next(candidates, None))
-        if images is None:
-            raise UserError(f"{path} holds no images; expected an array `data` of N x 28 x 28.")
-        self.images = torch.from_numpy(self.to_unit(images))
-        self.labels = None if labels is None else torch.from_numpy(self.to_digits(labels))
-
-    def read(self) -> dict[str, np.ndarray]:
-        """The file's arrays by name; nothing is unpickled."""
-        try:
-            with open(self.path, "rb") as file:
-                found = np.load(file, allow_pickle=False)
-                if isinstance(found, np.ndarray):
-                    return {"data": found}
-                return {name: found[name] for name in found.files}
-        except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile,
-                zlib.error) as error:
-            raise UserError(f"{self.path} cannot be read as arrays ({error}); write it with "
-                            "numpy.savez(path, data=images, labels=labels).") from error
-
-    def to_unit(self, a: np.ndarray) -> np.ndarray:
-        """Images of any of `SHAPES`, 0-255 or 0-1 -> float32 (N, 28, 28) in 0..1."""
-        if not a.size or a.dtype.kind not in "buif" or (a.shape not in SHAPES and a.shape[1:] not in SHAPES):
-            raise UserError(f"{self.path} holds {a.dtype} of shape {a.shape}; "
-                            "expected numbers, N x 28 x 28, at least one image.")
-        low, high = float(a.min()), float(a.max())         # NaN spreads to both
+        images = arrays.get("data", next((a for a in arrays.values() if is_images(a)), None))
+        if images is None or not is_images(images):
+            found = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items())
+            raise UserError(f"{path} holds no images ({found}); expected `data`, numbers, N x 28 x 28.")
+        low, high = float(images.min()), float(images.max())           # NaN spreads to both
         if not 0 <= low <= high <= 255:
-            raise UserError(f"{self.path} holds values from {low:g} to {high:g}; "
-                            "images must lie in 0-255 or 0-1.")
-        top = 255 if a.dtype.kind in "ui" or high > 1 else 1
-        return np.ascontiguousarray(a.reshape(-1, SIDE, SIDE), np.float32) / top
-
-    def to_digits(self, labels: np.ndarray) -> np.ndarray:
-        """One digit an image, int64 (N,)."""
-        if labels.size != len(self.images):
-            raise UserError(f"{self.path} holds {len(self.images)} images but {labels.size} labels.")
-        if labels.dtype.kind not in "uif" or not np.array_equal(labels, np.trunc(labels).clip(0, 9)):
-            raise UserError(f"{self.path} holds labels that are no digits; give 0 to 9.")
-        return labels.reshape(-1).astype(np.int64)
+            raise UserError(f"{path} holds values from {low:g} to {high:g}, not in 0-255 or 0-1.")
+        top = 255 if images.dtype.kind in "ui" or high > 1 else 1
+        unit = np.ascontiguousarray(images.reshape(-1, SIDE, SIDE), np.float32) / top
+        self.images, self.labels = torch.from_numpy(unit), None
+        if labels is not None:
+            digits = labels.size == len(unit) and labels.dtype.kind in "uif"
+            if not digits or not np.array_equal(labels, np.trunc(labels).clip(0, 9)):
+                raise UserError(f"{path} holds {len(unit)} images, and not as many digits `labels`.")
+            self.labels = torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -257,19 +242,6 @@ class DigitDataset(Dataset):
 
 
 # ------------------------------------------------------ the model
-
-def conv_trunk(width: int) -> nn.Sequential:
-    """(N, 784) -> (N, 8 width): three convolutions, 28 -> 14 -> 7 pixels a side, and a linear layer."""
-    def layer(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
-
-    return nn.Sequential(
-        nn.Unflatten(1, (1, SIDE, SIDE)), *layer(1, width, 5, 2), *layer(width, 2 * width, 3, 2),
-        *layer(2 * width, 4 * width, 3, 1), nn.Flatten(),
-        nn.Linear(49 * 4 * width, 8 * width, bias=False), nn.BatchNorm1d(8 * width), nn.ReLU())
-
-
 class Residual(nn.Module):
     """x + silu(linear(norm(x)))."""
 
@@ -298,7 +270,13 @@ class VAE(nn.Module):
         super().__init__()
         self.shape = {"clusters": clusters, "heads": heads, "separation": separation}
         if clusters:
-            self.clusterer = nn.Sequential(conv_trunk(16), nn.Linear(128, heads * clusters))
+            def conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+                layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+                return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
+            self.clusterer = nn.Sequential(                    # 28 -> 14 -> 7 pixels a side
+                nn.Unflatten(1, (1, SIDE)), conv(1, 16, 5, 2), conv(16, 32, 3, 2), conv(32, 64, 3, 1),
+                nn.Flatten(), nn.Linear(64 * 7 * 7, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(),
+                nn.Linear(128, heads * clusters))
             self.register_buffer("head", torch.tensor(0))      # the one in use
         means, std = prior(clusters, separation)
         self.register_buffer("prior_means", means)             # (C, 2)
@@ -314,11 +292,13 @@ class VAE(nn.Module):
 
     def cluster_probs(self, x: Tensor) -> Tensor:
         """(N, 28, 28) -> q(c|x) of each head, (N, H, C)."""
-        return self.clusterer(x.flatten(1)).unflatten(1, (self.shape["heads"], -1)).softmax(dim=2)
+        return self.clusterer(x).unflatten(1, (self.shape["heads"], -1)).softmax(dim=2)
 
     def clusters(self, x: Tensor) -> Tensor:
         """(N, 28, 28) -> q(c|x) (N, C) of the head in use; ones for the plain VAE."""
-        return self.cluster_probs(x)[:, int(self.head)] if self.shape["clusters"] else x.new_ones(len(x), 1)
+        if not self.shape["clusters"]:
+            return x.new_ones(len(x), 1)
+        return self.cluster_probs(x)[:, int(self.head)]
 
     def encode(self, x: Tensor, q: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(N, 28, 28) -> mean and log-variance (N, 2) of q(z|x); q(c|x) is computed if not given."""
@@ -371,7 +351,6 @@ def reparameterise(mu: Tensor, logvar: Tensor, g: torch.Generator | None = None)
 
 
 # ------------------------------------------------------ the losses
-
 def elbo_terms(x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor, recon: str = "bce",
                prior: tuple[Tensor, Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Reconstruction and KL, summed over pixels and latents, averaged over images (nats for bce).
@@ -380,46 +359,37 @@ def elbo_terms(x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor, recon: str 
     KL = sum_c q(c|x) KL(q(z|x) || N(m_c, s^2)); its term in q alone is a constant here.
     """
     x, x_hat = x.flatten(1), x_hat.flatten(1)              # (N, 784)
-    if recon == "bce":
-        error = F.binary_cross_entropy(x_hat, x, reduction="none")
-    else:
-        error = (x_hat - x).square()
+    square, cross_entropy = F.mse_loss, F.binary_cross_entropy
+    error = (square if recon == "mse" else cross_entropy)(x_hat, x, reduction="none")
     q, means, std = prior or (x.new_ones(len(x), 1), x.new_zeros(1, LATENT), x.new_ones(LATENT))
     kl = (q * kl_divergence(mu[:, None], logvar[:, None], means, std)).sum(dim=1)
     return error.sum(dim=1).mean(), kl.mean()
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(mean, std^2)), diagonal, summed over latents (K. & W., App. B)."""
+    """KL(N(mu, exp(logvar)) || N(mean, std^2)), summed over latents (K. & W., App. B)."""
     ratio = ((mu - mean).square() + logvar.exp()) / std**2
     return 0.5 * (ratio - 1 - logvar + 2 * std.log()).sum(dim=-1)
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity (N,) of images (N, 28, 28) in 0..1 (Wang et al. 2004).
-
-    As scikit-image computes it: 7 x 7 windows wholly inside, unweighted, sample covariances.
-    """
-    n, c1, c2 = 7, 0.01**2, 0.03**2
-    slide = torch.eye(SIDE).to(x).unfold(0, n, 1).mean(dim=2)                               # (22, 28)
-    mean_x, mean_y, xx, yy, xy = (slide @ a @ slide.T for a in (x, y, x * x, y * y, x * y))
-    unbiased = n**2 / (n**2 - 1)
-    var_x, var_y = unbiased * (xx - mean_x**2), unbiased * (yy - mean_y**2)            # (N, 22, 22)
-    cov = unbiased * (xy - mean_x * mean_y)
-    similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
-    return (similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean(dim=(1, 2))
+    """Structural similarity (N,) of images (N, 28, 28) in 0..1 (Wang et al. 2004), as scikit-image
+    has it: 7 x 7 windows wholly inside, unweighted, sample covariances."""
+    c1, c2, unbiased = 0.01**2, 0.03**2, 49 / 48
+    slide = torch.eye(SIDE).to(x).unfold(0, 7, 1).mean(dim=2)                               # (22, 28)
+    mx, my, xx, yy, xy = (slide @ a @ slide.T for a in (x, y, x * x, y * y, x * y))         # (N, 22, 22)
+    var, cov = unbiased * (xx - mx**2 + yy - my**2), unbiased * (xy - mx * my)
+    s = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (var + c2))
+    return s.mean(dim=(1, 2))
 
 
 def mutual_information(p: Tensor, q: Tensor, entropy: float = 1.0) -> Tensor:
-    """Of the clusters of paired images, in nats, a head: p, q (N, H, C) -> (H,) (IIC, eq. 3).
-
-    `entropy` above 1 weights the marginal entropies, against empty clusters.
-    """
+    """Of the clusters of paired images, in nats: p, q (N, H, C) -> (H,) (IIC, eq. 3); `entropy` weights
+    the marginal entropies, above 1 against empty clusters."""
     joint = torch.einsum("nhc,nhd->hcd", p, q) / len(p)
     joint = ((joint + joint.mT) / 2).clamp_min(1e-8)
     marginal = joint.sum(dim=2)
-    marginal_entropy = -(marginal * marginal.log()).sum(dim=1)
-    return (joint * joint.log()).sum(dim=(1, 2)) + 2 * entropy * marginal_entropy
+    return (joint * joint.log()).sum(dim=(1, 2)) - 2 * entropy * (marginal * marginal.log()).sum(dim=1)
 
 
 def nearest_neighbours(x: Tensor, images: Tensor, k: int) -> Tensor:
@@ -446,7 +416,6 @@ def warp(x: Tensor, g: torch.Generator) -> Tensor:
 
 
 # ------------------------------------------------------ the mixture
-
 @dataclass
 class GaussianMixture:
     """p(z) = sum_k weights_k N(z | means_k, covariances_k), fitted by EM, all in float64."""
@@ -508,161 +477,157 @@ def save_mixture(path: Path, mixture: GaussianMixture) -> None:
     write_atomic(path, pickle.dumps({**plain, "digits": mixture.digits}, protocol=4))
 
 
-PLAIN_OPCODES = set("""PROTO FRAME STOP MARK MEMOIZE BINPUT EMPTY_DICT EMPTY_LIST APPEND APPENDS SETITEM
-    SETITEMS SHORT_BINUNICODE BINUNICODE BINFLOAT BININT BININT1 BININT2""".split())
+PLAIN = {"PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "EMPTY_DICT", "EMPTY_LIST", "APPEND",
+         "APPENDS", "SETITEM", "SETITEMS", "SHORT_BINUNICODE", "BINUNICODE", "BINFLOAT", "BININT",
+         "BININT1", "BININT2"}                             # opcodes of `save_mixture`'s pickles
 
 
 def load_mixture(path: str | Path) -> GaussianMixture:
-    """The mixture that `train` saved; a pickle of anything but plain values is refused unread."""
+    """The mixture that `train` saved; a pickle with other opcodes is refused before it is loaded."""
     try:
         content = Path(path).read_bytes()
-        if foreign := {op.name for op, _, _ in pickletools.genops(content)} - PLAIN_OPCODES:
-            raise UserError(f"{path} holds more than plain lists and numbers ({min(foreign)}); save each "
-                            "array as a list, by array.tolist().")
+        if {opcode.name for opcode, _, _ in pickletools.genops(content)} - PLAIN:
+            raise ValueError("it holds more than plain lists and numbers; save arrays by .tolist()")
         plain = pickle.loads(content)
         weights, means, covariances = (torch.tensor(plain[name], dtype=torch.float64)
                                        for name in ("weights", "means", "covariances"))
-        mixture = GaussianMixture(weights, means, covariances, [int(digit) for digit in plain["digits"]])
-        k, shapes = len(mixture.digits), (weights.shape, means.shape, covariances.shape)
-        if shapes != ((k,), (k, LATENT), (k, LATENT, LATENT)) or not mixture.log_joint(means).isfinite().all():
-            raise ValueError("other shapes, or no covariances")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name the file that `train` "
-                        "wrote.") from error
-    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, RecursionError,
-            OverflowError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is no whole mixture ({error}); name the file that `train` wrote.") from error
+        mixture, k = GaussianMixture(weights, means, covariances, list(map(int, plain["digits"]))), len(means)
+        if (weights.shape, means.shape, covariances.shape) != ((k,), (k, LATENT), (k, LATENT, LATENT)):
+            raise ValueError("its shapes do not fit together")
+        if len(mixture.digits) != k or not mixture.log_joint(means).isfinite().all():
+            raise ValueError("its values are no mixture's")
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError,
+            pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is no mixture that vae.py saved ({error}).") from error
     return mixture
 
 
 # ------------------------------------------------------ train: first the clusters, then the latents
-
 def train(train_path: str | Path, val_path: str | Path, model_path: str | Path, gmm_path: str | Path,
           cfg: Config, device: str | None = None, resume: bool = True) -> GaussianMixture:
-    """Trains the VAE on TRAIN without its labels, fits the mixture and saves both.
+    """Trains the VAE on TRAIN without its labels, fits the mixture to its latents, saves both.
 
     Beside the model, NAME.history.jsonl has one line an epoch and, until the end, NAME.checkpoint.pt
     the last epoch. Returns the mixture.
     """
-    began, model_path, gmm_path, dev = time.monotonic(), Path(model_path), Path(gmm_path), pick_device(device)
+    began, model_path, gmm_path = time.monotonic(), Path(model_path), Path(gmm_path)
     check_writable(model_path)
     check_writable(gmm_path)
-    history_path, checkpoint_path = (model_path.with_suffix(s) for s in (".history.jsonl", ".checkpoint.pt"))
-    data, val = DigitDataset(train_path), DigitDataset(val_path)
-    if val.labels is None or len(val.labels.unique()) < 2:
-        raise UserError(f"{val_path} needs an array `labels` with at least 2 digits.")
-    if len(data) < 20:
-        raise UserError(f"{train_path} holds {len(data)} images; at least 20 are needed.")
-    digits = val.labels.unique().tolist()
+    history_path, checkpoint_path = (
+        model_path.with_suffix(suffix) for suffix in (".history.jsonl", ".checkpoint.pt"))
+    data, val, place = DigitDataset(train_path), DigitDataset(val_path), pick_device(device)
+    if val.labels is None or len(digits := val.labels.unique().tolist()) < 2 or len(data) < 20:
+        raise UserError(f"{val_path} needs `labels` of 2 digits or more, {train_path} 20 images.")
     order = torch.randperm(len(data), generator=generator(cfg.seed, "split"))
-    held_out = data.images[order[:max(2, len(data) // 32)]].to(dev)
-    images = data.images[order[len(held_out):]].to(dev)
+    held_out, images = (data.images[rows].to(place) for rows in order.tensor_split([max(2, len(data) // 32)]))
     seed_everything(cfg.seed)
-    net = VAE(len(digits) if cfg.clusters else 0, cfg.heads, cfg.separation).to(dev)
-    weights = {"latents": [*net.encoder.parameters(), *net.decoder.parameters()]}
-    if cfg.clusters:
-        weights = {"clusters": list(net.clusterer.parameters()), **weights}
+    net = VAE(len(digits) if cfg.clusters else 0, cfg.heads, cfg.separation).to(place)
     parts: dict[str, Any] = {"net": net, "ema": AveragedModel(net, multi_avg_fn=ema_fn(cfg.ema_decay))}
-    parts |= {phase: torch.optim.AdamW(weights[phase], weight_decay=cfg.weight_decay) for phase in weights}
+    phases = {"clusters": [net.clusterer]} if cfg.clusters else {}
+    for phase, modules in (phases := {**phases, "latents": [net.encoder, net.decoder]}).items():
+        parameters = [p for module in modules for p in module.parameters()]
+        parts[phase] = torch.optim.AdamW(parameters, weight_decay=cfg.weight_decay)
     history: list[dict] = []
-    key = fingerprint((cfg, dev), data.images, val.images, val.labels)
+    key = fingerprint((cfg, place), data.images, val.images, val.labels)
     if resume and (saved := load_checkpoint(checkpoint_path, key)):
         history = saved["history"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     start = began - (history[-1]["seconds"] if history else 0.0)
-    print(f"VAE: {sum(p.numel() for p in net.parameters()):,} parameters, on {dev}; "
+    print(f"VAE: {sum(p.numel() for p in net.parameters()):,} parameters, on {place}; "
           f"{len(data)} images, digits {', '.join(map(str, digits))}", flush=True)
 
-    for phase in weights:
-        epochs, share = cfg.epochs or 64, 0.95                         # share of the budget, at its end
+    for phase in phases:
+        epochs, until = cfg.epochs or 64, 0.95             # share of the budget at the phase's end
         if phase == "clusters":
-            epochs, share = math.ceil(cfg.cluster_share * epochs), 0.4
+            epochs, until = math.ceil(cfg.cluster_share * epochs), 0.4
+            given = nearest_neighbours(images, images, cfg.neighbours + 1)              # (N, k + 1)
+        else:
+            with torch.no_grad():                          # (N, C) q(c|x), fixed from here on
+                given = torch.cat([net.eval().clusters(part) for part in images.split(1024)])
         earlier = max((row["seconds"] for row in history if row["phase"] != phase), default=0.0)
-        seconds = math.inf if cfg.epochs else share * 60 * cfg.budget - earlier
+        seconds = math.inf if cfg.epochs else until * 60 * cfg.budget - earlier
 
         def progress(done: float, epochs=epochs, earlier=earlier, seconds=seconds) -> float:
             """Of the phase, 0 to 1: of its epochs or, where the budget is short, of its time."""
             return max(done / epochs, (time.monotonic() - start - earlier) / seconds - 0.02)
 
-        near = nearest_neighbours(images, images, cfg.neighbours + 1) if phase == "clusters" else None
-        q = cluster_all(net, images) if phase == "latents" else None   # fixed from here on
         while progress(done := sum(row["phase"] == phase for row in history)) < 1:
-            row = train_epoch(parts, phase, images, held_out, near, q, cfg, done, progress)
-            if not all(math.isfinite(value) for value in row.values()):
-                raise UserError(f"the loss is no longer finite in epoch {len(history) + 1}; give another "
-                                f"--seed, or look at the images of {train_path}.")
-            history.append({"epoch": len(history) + 1, "phase": phase, **row,
-                            "seconds": round(time.monotonic() - start, 2)})
+            row = train_epoch(parts, phase, images, given, held_out, cfg, done, progress)
+            if not all(map(math.isfinite, row.values())):
+                raise UserError(f"the loss is no longer finite in epoch {len(history) + 1}; look at the "
+                                f"images of {train_path}, or give another --seed.")
+            elapsed = time.monotonic() - start
+            history.append({"epoch": len(history) + 1, "phase": phase, **row, "seconds": elapsed})
             record(history_path, history)
-            save(checkpoint_path, {"key": key, "history": history}
-                 | {name: part.state_dict() for name, part in parts.items()})
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save(checkpoint_path, {"key": key, "history": history} | states)
 
     net = parts["ema"].module
-    z = latent_means(net, data.images)
-    if cfg.clusters:
+    if cfg.clusters:                                       # the latents become standardised
+        z = latent_means(net, data.images)
         net.z_mean.copy_(z.mean(dim=0))
         net.z_std.copy_(z.std(dim=0))
-        z = latent_means(net, data.images)
-    mixture = fit_mixture(net, z, data.images, val)
+    mixture = fit_mixture(latent_means(net, data.images), data.images, val.images, val.labels)
     save(model_path, net.cpu().state_dict())
     save_mixture(gmm_path, mixture)
     checkpoint_path.unlink(missing_ok=True)
-    correct = int((mixture.predict(latent_means(net, val.images)) == val.labels).sum())
-    print(f"saved {model_path} and {gmm_path} after {(time.monotonic() - start) / 60:.1f} minutes; "
-          f"{correct} of the {len(val)} images of VAL right")
+    right = int((classify(net, mixture, val.images) == val.labels).sum())
+    print(f"saved {model_path} and {gmm_path}: {right} of the {len(val)} images of VAL right, "
+          f"{(time.monotonic() - start) / 60:.1f} minutes")
     return mixture
 
 
-def train_epoch(parts: dict[str, Any], phase: str, images: Tensor, held_out: Tensor, near: Tensor | None,
-                q: Tensor | None, cfg: Config, epoch: int, progress: Callable[[float], float]) -> dict[str, float]:
-    """One epoch of a phase; means of the loss's terms, and the same on the held-out images."""
-    net, optimizer, g = parts["net"], parts[phase], generator(cfg.seed, phase, epoch)
-    batch_size = min(cfg.batch_size, len(images))
-    rounds = math.ceil(cfg.min_steps * batch_size / len(images))
+def train_epoch(parts: dict[str, Any], phase: str, images: Tensor, given: Tensor, held_out: Tensor,
+                cfg: Config, epoch: int, progress: Callable[[float], float]) -> dict[str, float]:
+    """One epoch of a phase: learning rate, and the loss's terms in training and held out.
+
+    given: of each image its nearest ones (N, k), itself first, or q(c|x) (N, C).
+    """
+    net, optimizer, g = parts["net"].train(), parts[phase], generator(cfg.seed, phase, epoch)
+    size, outcomes = min(cfg.batch_size, len(images)), list[dict[str, Tensor]]()
+    rounds = math.ceil(cfg.min_steps * size / len(images))             # through a small set
     order = torch.cat([torch.randperm(len(images), generator=g) for _ in range(rounds)])
-    batches = order[:len(order) // batch_size * batch_size].split(batch_size)
-    peak, sums, steps = cfg.lr if phase == "latents" else cfg.cluster_lr, {}, 0
-    net.train()
-    for rows in tqdm(batches, f"{phase} {epoch + 1}", leave=False, disable=None):
-        if (p := progress(epoch + steps / len(batches))) >= 1 and steps:
+    batches = order[:len(order) // size * size].split(size)
+    for step, rows in enumerate(tqdm(batches, f"{phase} {epoch + 1}", leave=False, disable=None)):
+        if (p := progress(epoch + step / len(batches))) >= 1 and outcomes:
             break
-        optimizer.param_groups[0]["lr"] = lr = peak * lr_multiplier(p)
-        if near is not None:
-            choice = torch.randint(1, near.shape[1], rows.shape, generator=g) if cfg.neighbours else 0
-            loss, terms = cluster_loss(net, images[rows], images[near[rows, choice]], cfg, g)
+        if phase == "clusters":
+            k = torch.randint(1, given.shape[1], (size,), generator=g) if cfg.neighbours else 0
+            loss, terms = cluster_loss(net, images[rows], images[given[rows, k]], cfg, g)
         else:
-            loss, terms = latent_loss(net, images[rows], q[rows], cfg, g)
+            loss, terms = latent_loss(net, images[rows], given[rows], cfg, g)
+        lr = lr_multiplier(p) * (cfg.lr if phase == "latents" else cfg.cluster_lr)
+        optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 50.0)
         optimizer.step()
         if phase == "latents":
             parts["ema"].update_parameters(net)
-        sums = {name: sums.get(name, 0) + value.detach() for name, value in terms.items()}
-        steps += 1
-    if near is not None:
-        net.head.fill_(sums["information"].argmax())       # the most certain head
-    net.eval()
+        outcomes.append(terms)
+    means = {name: torch.stack([terms[name] for terms in outcomes]).mean(dim=0) for name in terms}
+    if phase == "clusters":
+        net.head.fill_(means["information"].argmax())      # the most certain head
     with torch.no_grad():
-        if near is not None:
-            _, held = cluster_loss(net, held_out, held_out, cfg, generator("held out"))
-        else:
-            _, held = latent_loss(net, held_out, net.clusters(held_out), cfg, generator("held out"))
-    means = {name: value / steps for name, value in sums.items()}
+        x, g = held_out, generator("held out")
+        _, held = (cluster_loss(net.eval(), x, x, cfg, g) if phase == "clusters" else
+                   latent_loss(net.eval(), x, net.clusters(x), cfg, g))
     means |= {f"held_{name}": value for name, value in held.items()}
     return {"lr": lr, **{name: float(value.max()) for name, value in means.items()}}
 
 
-def cluster_loss(net: VAE, x: Tensor, neighbours: Tensor, cfg: Config, g: torch.Generator) -> tuple[Tensor, dict]:
-    """An image and a near one must share a cluster, and the clusters be even. No label is used."""
-    pair = torch.cat((x, neighbours))
+def cluster_loss(net: VAE, x: Tensor, near: Tensor, cfg: Config,
+                 g: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """An image and one near it must share a cluster, and the clusters be even. No label is used."""
+    pair = torch.cat((x, near))
     p, q = net.cluster_probs(warp(pair, g) if cfg.warp else pair).chunk(2)                  # (N, H, C)
-    information = mutual_information(p, q).detach()        # of each head
+    information = mutual_information(p, q).detach()        # (H,)
     return -mutual_information(p, q, cfg.entropy).sum(), {"information": information}
 
 
-def latent_loss(net: VAE, x: Tensor, q: Tensor, cfg: Config, g: torch.Generator) -> tuple[Tensor, dict]:
+def latent_loss(net: VAE, x: Tensor, q: Tensor, cfg: Config,
+                g: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """The assignment's loss, with the clusters' mixture as the prior, and 1 - SSIM beside it."""
     mu, logvar = net.encode(x, q)
     x_hat = net.decode(reparameterise(mu, logvar, g))
@@ -670,7 +635,8 @@ def latent_loss(net: VAE, x: Tensor, q: Tensor, cfg: Config, g: torch.Generator)
     recon, kl = elbo_terms(x, x_hat, mu, logvar, cfg.recon, mixture_prior)
     similarity = ssim(x, x_hat).mean()
     loss = recon + cfg.beta * kl + cfg.ssim * (1 - similarity)
-    return loss, {"loss": loss, "recon": recon, "kl": kl, "ssim": similarity}
+    terms = {"loss": loss, "recon": recon, "kl": kl, "ssim": similarity}
+    return loss, {name: term.detach() for name, term in terms.items()}
 
 
 def lr_multiplier(progress: float, warmup: float = 0.1) -> float:
@@ -680,38 +646,26 @@ def lr_multiplier(progress: float, warmup: float = 0.1) -> float:
     return 0.5 * (1 + math.cos(math.pi * (min(progress, 1) - warmup) / (1 - warmup)))
 
 
-@torch.no_grad()
-def cluster_all(net: VAE, images: Tensor) -> Tensor:
-    """(N, 28, 28) -> q(c|x) (N, C)."""
-    net.eval()
-    return torch.cat([net.clusters(part) for part in images.split(1024)])
+def fit_mixture(z: Tensor, images: Tensor, x: Tensor, labels: Tensor, k: int = 50) -> GaussianMixture:
+    """EM on the latent means z (N, 2) of `images`, started at the class means of labelled x (V, 28, 28).
 
-
-def fit_mixture(net: VAE, z: Tensor, images: Tensor, val: DigitDataset, k: int = 50) -> GaussianMixture:
-    """EM on the latent means z (N, 2) of `images`, started at the class means of VAL.
-
-    A labelled image counts as the mean of the k images nearest to it in pixels: so one that the
-    encoder misplaces does no harm, even alone in its class.
+    A labelled image stands for the k images nearest to it, pixel by pixel: one that the encoder
+    misplaces does no harm so, even alone in its class.
     """
-    assert val.labels is not None
-    near = nearest_neighbours(val.images, images, min(k, max(1, len(images) // 40)))        # (V, k)
-    z_val, digits = z[near].mean(dim=1), val.labels.unique()
-    means = torch.stack([z_val[val.labels == digit].mean(dim=0) for digit in digits])
-    return GaussianMixture.fit(z, means, digits.tolist())
+    near = nearest_neighbours(x, images, min(k, max(1, len(images) // 40)))                 # (V, k)
+    z_val = z[near].mean(dim=1)                            # (V, 2)
+    means = torch.stack([z_val[labels == digit].mean(dim=0) for digit in labels.unique()])
+    return GaussianMixture.fit(z, means, labels.unique().tolist())
 
 
 # ------------------------------------------------------ reconstruct, classify
-
 def load_model(path: str | Path) -> VAE:
     """The model that `train` saved, in eval mode."""
     net, state = VAE(), load(Path(path))
     try:
-        if state["_extra_state"]["program"] != "vae":
-            raise ValueError("a model of another program")
         net.load_state_dict(state)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no model of this vae.py; name the file that `vae.py ... train` "
-                        "wrote.") from error
+        raise UserError(f"{path} is no model of this vae.py; name one that it trained.") from error
     return net.eval()
 
 
@@ -744,12 +698,11 @@ def classify(net: VAE, mixture: GaussianMixture, images: Tensor) -> Tensor:
 
 def scores(labels: Tensor, predicted: Tensor) -> dict[str, float]:
     """The assignment's scores; micro F1 is the accuracy."""
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
+    precision, recall, f1 = map(float, precision_recall_fscore_support(
+        labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)[:3])
     accuracy = float(accuracy_score(labels, predicted))
-    return {"(macro F1 + micro F1) / 2": (float(f1) + accuracy) / 2, "macro F1": float(f1),
-            "micro F1": accuracy, "accuracy": accuracy,
-            "macro precision": float(precision), "macro recall": float(recall)}
+    return {"(macro F1 + micro F1) / 2": (f1 + accuracy) / 2, "macro F1": f1, "micro F1": accuracy,
+            "accuracy": accuracy, "macro precision": precision, "macro recall": recall}
 
 
 def main(argv: list[str]) -> None:
@@ -759,11 +712,10 @@ def main(argv: list[str]) -> None:
         usage="see the three commands below", description="\n".join(__doc__.splitlines()[:5]),
         epilog="TRAIN, VAL, RECON, TEST: .npz (arrays `data`, `labels`) or .npy, images of 28 x 28")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--budget", type=float, default=Config.budget, metavar="MINUTES",
-                        help="wall-clock limit of the training (default %(default)g)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of the latent phase (default 64)")
-    parser.add_argument("--seed", type=int, default=Config.seed, metavar="N", help="default %(default)s")
-    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one found")
+    parser.add_argument("--budget", type=float, default=50.0, metavar="MINUTES", help="default 50")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of the latent phase; default 64")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best found")
     parser.add_argument("--no-resume", action="store_true", help="start anew despite a checkpoint")
     parser.add_argument("--plain", action="store_true", help="the assignment's own loss and prior")
     parser.add_argument("--csv", type=Path, default=Path("vae.csv"), metavar="PATH")
