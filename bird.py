@@ -75,7 +75,7 @@ class Config:
     patience: float = 0.3            # early stopping: share of the epochs without a lower loss
 
     def __post_init__(self):
-        if (self.epochs or 1) < 1 or not 0 < self.budget < math.inf:
+        if (self.epochs is not None and self.epochs < 1) or not 0 < self.budget < math.inf:
             raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} minutes is not above 0.")
 
 
@@ -155,8 +155,10 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def fingerprint(settings: Any, *data: Tensor) -> str:
-    """Of settings, data and version: a checkpoint continues only the very same training."""
+    """Of settings, data, program and version: a checkpoint continues only the very same training."""
     digest = hashlib.sha256(repr((settings, torch.__version__)).encode())
+    if "__file__" in globals():                            # not in a notebook's cell
+        digest.update(Path(__file__).read_bytes())
     for tensor in data:
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
@@ -310,9 +312,10 @@ def load_data(folder: Path, seed: int) -> Data:
     labels = torch.tensor([classes.index(name) for _, name in found])
     pixels, aspect, broken = decode(paths, "left out of the training")
     rows = np.setdiff1d(np.arange(len(paths)), broken)
-    if len(classes) < 2 or np.bincount(labels[rows], minlength=len(classes)).min() < 5:
-        raise UserError(f"{folder} needs at least 2 class folders, with 5 readable images in each.")
     groups = near_duplicates(pixels, aspect).numpy()[rows]
+    sizes = np.bincount(labels[rows], minlength=len(classes))
+    if len(classes) < 2 or min(sizes) < 5 or len(np.unique(groups)) < 5:
+        raise UserError(f"{folder} needs at least 2 class folders, with 5 different images in each.")
     folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=seed % 2**32)
     folds = next(folds.split(rows, labels.numpy()[rows], groups))
     train, val = (torch.from_numpy(rows[fold]) for fold in folds)
@@ -558,7 +561,7 @@ class Training:
     def __init__(self, data: Data, cfg: Config, device: torch.device):
         seed_everything(cfg.seed)
         net = BirdNet(len(data.classes), dropout=cfg.dropout, batch_norm=cfg.batch_norm)
-        counts = data.labels[data.train].bincount()
+        counts = data.labels[data.train].bincount(minlength=len(data.classes)).clamp(min=1)
         net.extra |= {"classes": data.classes, "counts": counts.tolist()}
         self.cfg, self.net = cfg, net.to(device).to(memory_format=torch.channels_last)  # type: ignore
         self.model = nn.parallel.DistributedDataParallel(net) if dist.is_initialized() else net

@@ -71,7 +71,7 @@ class Config:
     separation: float = 2.8          # half the distance of neighbouring prior means, in stds
 
     def __post_init__(self):
-        if (self.epochs or 1) < 1 or not 0 < self.budget < math.inf:
+        if (self.epochs is not None and self.epochs < 1) or not 0 < self.budget < math.inf:
             raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} minutes is not above 0.")
 
 
@@ -150,8 +150,10 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def fingerprint(settings: Any, *data: Tensor) -> str:
-    """Of settings, data and version: a checkpoint continues only the very same training."""
+    """Of settings, data, program and version: a checkpoint continues only the very same training."""
     digest = hashlib.sha256(repr((settings, torch.__version__)).encode())
+    if "__file__" in globals():                            # not in a notebook's cell
+        digest.update(Path(__file__).read_bytes())
     for tensor in data:
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()

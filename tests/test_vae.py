@@ -1,584 +1,330 @@
-"""vae.py: its losses against their references, its files, its commands, and what it says to wrong input."""
+"""vae.py: its losses against their references, what it learns, its files and its three commands."""
 
-import ctypes
+import itertools
 import json
 import os
-import resource
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from conftest import ROOT
 from skimage.metrics import structural_similarity
-from sklearn.datasets import load_digits
-from torch.distributions import Normal, kl_divergence
+from sklearn.metrics import f1_score
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import vae  # noqa: E402
-from vae import VAE, Config, DigitDataset, Mistake  # noqa: E402
+import vae
+from nestling.data.digits import make_digits
+from vae import VAE, Config, DigitDataset, GaussianMixture
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 TRAIN = ("train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl")
 RECON = ("recon.npz", "test_reconstruction", "vae.pth")
 TEST = ("test.npz", "test_classifier", "vae.pth", "gmm_params.pkl")
+FILES = (*TRAIN[:2], *TRAIN[3:])
+SHORT = Config(epochs=2, cluster_share=1.0, min_steps=2)           # for `few`: 4 epochs of two steps
 
 
-QUICK = f"""
-import functools, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)     # a job in the background inherits an ignored one
-sys.path.insert(0, {str(ROOT)!r})
-import vae
-vae.Config = functools.partial(vae.Config, least_steps=8)
-sys.exit(vae.run(vae.main, sys.argv[1:]))
-"""      # vae.py, but for shorter epochs
+def history() -> list[dict]:
+    return [json.loads(line) for line in Path("vae.history.jsonl").read_text().splitlines()]
 
 
-def program(folder: Path, *words: str, **more) -> subprocess.CompletedProcess:
-    """vae.py as a user runs it, in `folder`."""
-    return subprocess.run([sys.executable, str(more.pop("script", ROOT / "vae.py")), *words], cwd=folder, env=ENV,
-                          capture_output=True, text=True, timeout=180, **more)
+def outputs() -> list[bytes]:
+    return [Path(name).read_bytes() for name in ("vae.pth", "gmm_params.pkl")]
 
 
-def write_digits(folder: Path, digits=(1, 4, 8), per_class: int = 5) -> None:
-    """scikit-learn's real digits, brought to 28 x 28, in the four files of the contract."""
-    found = load_digits()
-    keep = np.isin(found.target, digits)
-    small, labels = torch.tensor(found.images[keep] / 16, dtype=torch.float32), found.target[keep]
-    large = F.pad(F.interpolate(small[:, None], size=20, mode="bicubic").clamp(0, 1), (4, 4, 4, 4))[:, 0]
-    images = (large * 255).round().numpy().astype(np.uint8)
-    order = np.random.default_rng(0).permutation(len(images))
-    images, labels = images[order], labels[order].astype(np.int64)
-    val = np.concatenate([np.flatnonzero(labels == d)[:per_class] for d in digits])
-    rest = np.setdiff1d(np.arange(len(images)), val)
-    cut = len(rest) * 3 // 4
-    np.savez(folder / "val.npz", data=images[val], labels=labels[val])
-    np.savez(folder / "train.npz", data=images[rest[:cut]], labels=labels[rest[:cut]])
-    np.savez(folder / "test.npz", data=images[rest[cut:]], labels=labels[rest[cut:]])
-    np.savez(folder / "recon.npz", data=images[rest[-10:]])
+def close(found, expected, atol=1e-5) -> None:
+    torch.testing.assert_close(found, torch.as_tensor(expected).to(found), atol=atol, rtol=1e-4)
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def trained(digits, tmp_path_factory) -> Path:
-    """A folder as the three commands leave it, run alone: nothing in it but the program and the data."""
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copytree(digits, folder, dirs_exist_ok=True)
-    shutil.copy(ROOT / "vae.py", folder)
-    for words in ((*TRAIN, "--epochs", "2"), RECON, TEST):
-        done = program(folder, *words, script=folder / "vae.py")
-        assert done.returncode == 0, done.stderr
-        (folder / f"{words[2] if words is not RECON and words is not TEST else words[1]}.out").write_text(done.stdout)
+    """scikit-learn's digits 1, 4 and 8 in the contract's files, with a model that has learned nothing."""
+    make_digits(folder := tmp_path_factory.mktemp("digits") / "all")
+    vae.save(folder / "vae.pth", VAE().state_dict())
+    vae.save_mixture(folder / TRAIN[4], GaussianMixture.fit(torch.randn(99, 2), torch.eye(3, 2), [1, 4, 8]))
     return folder
 
 
 @pytest.fixture
-def folder(trained, tmp_path, monkeypatch) -> Path:
-    """A copy of the trained folder, made the current one."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+def few(digits, tmp_path, monkeypatch) -> Path:
+    """The current folder: a copy of `digits` with 40 training images; a training takes a moment."""
+    for path in digits.iterdir():
+        (os.link if path.suffix == ".pth" else shutil.copy)(path, tmp_path / path.name)
     monkeypatch.chdir(tmp_path)
+    np.savez("train.npz", data=DigitDataset("train.npz").images[:40], labels=np.zeros(40, int))
     return tmp_path
 
 
-def says(capsys, *words: str) -> str:
-    """Runs a command that must fail with status 2; its one sentence on stderr."""
-    assert vae.run(vae.main, [str(w) for w in words]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert "Traceback" not in err
-    assert len(err.strip().splitlines()) == 1
-    return err
+@pytest.fixture(scope="session")
+def trained(digits, tmp_path_factory) -> Path:
+    """A copy of `digits` with a model that reads most of them."""
+    folder = shutil.copytree(digits, tmp_path_factory.mktemp("trained") / "all")
+    cfg = Config(epochs=1, cluster_share=4.0, batch_size=100, min_steps=32)
+    vae.train(*(folder / name for name in FILES), cfg, "cpu")
+    return folder
 
 
-# ---- the losses
+@pytest.fixture
+def model(trained, monkeypatch) -> tuple[VAE, GaussianMixture]:
+    """That model and its mixture; its folder is the current one."""
+    monkeypatch.chdir(trained)
+    return vae.load_model("vae.pth"), vae.load_mixture("gmm_params.pkl")
 
 
-def test_kl_is_the_one_of_torch():
-    mu, logvar, mean, spread = torch.randn(64, 2), torch.randn(64, 2), torch.randn(2), torch.rand(2) + 0.1
-    q = Normal(mu, (0.5 * logvar).exp())
-    torch.testing.assert_close(vae.kl_term(mu, logvar), kl_divergence(q, Normal(0.0, 1.0)).sum(dim=1))
-    torch.testing.assert_close(vae.kl_term(mu, logvar, mean, spread), kl_divergence(q, Normal(mean, spread)).sum(dim=1))
+@pytest.mark.parametrize("recon", ["bce", "mse"])
+def test_the_elbo_is_summed_over_pixels_and_latents_and_averaged_over_images(recon):
+    x, x_hat, mu, logvar = *torch.rand(2, 9, 28, 28), *torch.randn(2, 9, 2)
+    bce, mse = -(x * x_hat.log() + (1 - x) * (1 - x_hat).log()), (x - x_hat) ** 2
+    found, kl = vae.elbo_terms(x, x_hat, mu, logvar, recon)
+    close(found, (bce if recon == "bce" else mse).sum() / 9)
+    posterior = Normal(mu, (0.5 * logvar).exp())
+    close(kl, kl_divergence(posterior, Normal(0.0, 1.0)).sum() / 9)
+    q, means, std = torch.randn(9, 3).softmax(dim=1), torch.randn(3, 2), torch.rand(2) + 0.1
+    parts = torch.stack([kl_divergence(posterior, Normal(mean, std)).sum(dim=1) for mean in means], dim=1)
+    close(vae.kl_divergence(mu[:, None], logvar[:, None], means, std), parts)
+    close(vae.elbo_terms(x, x_hat, mu, logvar, recon, (q, means, std))[1], (q * parts).sum() / 9)
 
 
-@pytest.mark.parametrize("loss", ["bce", "mse"])
-def test_reconstruction_is_the_one_of_torch(loss):
-    x, x_hat = torch.rand(9, 28, 28), torch.rand(9, 28, 28)
-    mu, logvar = torch.randn(9, 2), torch.randn(9, 2)
-    recon, kl = vae.elbo_terms(x, x_hat, mu, logvar, loss)
-    reference = F.binary_cross_entropy if loss == "bce" else F.mse_loss
-    torch.testing.assert_close(recon, reference(x_hat, x, reduction="sum") / 9)
-    torch.testing.assert_close(kl, vae.kl_term(mu, logvar).mean())
-
-
-def test_mixture_prior_of_one_standard_component_is_the_plain_prior():
-    x, x_hat, mu, logvar = torch.rand(9, 784), torch.rand(9, 784), torch.randn(9, 2), torch.randn(9, 2)
-    prior = (torch.ones(9, 1), torch.zeros(1, 2), torch.ones(2))
-    for mine, theirs in zip(vae.elbo_terms(x, x_hat, mu, logvar, prior=prior),
-                            vae.elbo_terms(x, x_hat, mu, logvar), strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_ssim_is_the_one_of_scikit_image():
-    x = torch.tensor(load_digits().images[:20] / 16, dtype=torch.float32)
-    x = F.interpolate(x[:, None], size=28)[:, 0]
+def test_ssim_is_the_one_of_scikit_image(digits):
+    x = DigitDataset(digits / "recon.npz").images
     y = (x + 0.2 * torch.rand_like(x)).clamp(0, 1)
-    reference = [structural_similarity(a, b, data_range=1) for a, b in zip(x.numpy(), y.numpy(), strict=True)]
-    np.testing.assert_allclose(vae.ssim(x, y).numpy(), reference, atol=1e-5)
+    expected = [structural_similarity(a.numpy(), b.numpy(), data_range=1) for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(vae.ssim(x, y).numpy(), expected, atol=1e-5)
 
 
-def test_information_is_that_of_the_joint_table():
-    p = torch.eye(3)[torch.randint(3, (300,), generator=torch.Generator().manual_seed(0))][:, None]   # (300, 1, 3)
-    share = p.mean(dim=(0, 1))
-    assert float(vae.information(p, p)) == pytest.approx(float(-(share * share.log()).sum()), abs=1e-5)
-    other = torch.full_like(p, 1 / 3)
-    assert float(vae.information(p, other)) == pytest.approx(0, abs=0.01)
+def test_mutual_information_is_log_c_for_even_clusters_and_0_for_independent_ones():
+    even = torch.eye(4).repeat(30, 1)[:, None]                                             # (120, 1, 4)
+    close(vae.mutual_information(even, even), [np.log(4)], 1e-4)
+    close(vae.mutual_information(even, even, 1.5), [2 * np.log(4)], 1e-4)
+    close(vae.mutual_information(even, torch.full_like(even, 0.25)), [0.0], 1e-4)
+    p, q = torch.randn(2, 50, 3, 4).softmax(dim=3)
+    close(vae.mutual_information(p, q), vae.mutual_information(q, p))
+    close(vae.mutual_information(p, q)[[2]], vae.mutual_information(p[:, [2]], q[:, [2]]))
 
 
-@pytest.mark.parametrize("k", range(11))
-def test_the_prior_has_mean_0_and_covariance_1(k):
-    centres, spread = vae.ring(k, 2.8)
-    torch.testing.assert_close(centres.mean(dim=0), torch.zeros(2), atol=1e-5, rtol=0)
-    within = torch.diag(spread.square())
-    torch.testing.assert_close(within + centres.T @ centres / len(centres), torch.eye(2), atol=1e-5, rtol=0)
-    if k > 2:
-        assert float((centres[0] - centres[1]).norm() / spread[0]) == pytest.approx(5.6, abs=1e-3)
+@pytest.mark.parametrize("clusters", range(11))
+def test_the_prior_has_mean_0_and_covariance_1(clusters):
+    means, std = vae.prior(clusters, 2.8)
+    close(means.mean(dim=0), torch.zeros(2))
+    close(torch.diag(std.square()) + means.T @ means / len(means), torch.eye(2))
+    if clusters > 2:
+        close((means[0] - means[1]).norm() / std[0], 5.6)
 
 
-def test_sampling_moves_with_mu_and_sigma_and_repeats_with_its_generator():
-    mu, logvar = torch.zeros(20_000, 2), torch.full((20_000, 2), 2 * np.log(0.5))
-    z = vae.sample(mu + 3, logvar, vae.generator(1))
-    assert float(z.mean()) == pytest.approx(3, abs=0.02)
-    assert float(z.std()) == pytest.approx(0.5, abs=0.02)
-    assert torch.equal(z, vae.sample(mu + 3, logvar, vae.generator(1)))
+def test_reparameterised_draws_have_their_moments_and_repeat_with_their_generator():
+    mu, logvar = torch.tensor([3.0, -1.0]).repeat(20_000, 1), torch.full((20_000, 2), 2 * np.log(0.5))
+    z = vae.reparameterise(mu, logvar, vae.generator(1))
+    close(z.mean(dim=0), mu[0], 0.02)
+    close(torch.cov(z.T), 0.25 * torch.eye(2), 0.01)
+    assert torch.equal(z, vae.reparameterise(mu, logvar, vae.generator(1)))
 
 
-def test_nearest_images_are_those_of_all_distances():
-    x = torch.rand(40, 28, 28)
-    distance = torch.cdist(x.flatten(1), x.flatten(1)).fill_diagonal_(float("inf"))
-    assert torch.equal(vae.nearest(x, 3), distance.topk(3, largest=False).indices)
-    assert torch.equal(vae.nearest(x, 0), torch.arange(40)[:, None])
+def test_nearest_neighbours_are_those_of_all_distances():
+    x, images = torch.rand(52, 28, 28).split([12, 40])
+    order = (x[:, None] - images).square().sum(dim=(2, 3)).argsort(dim=1)
+    assert torch.equal(vae.nearest_neighbours(x, images, 3), order[:, :3])
+    assert torch.equal(vae.nearest_neighbours(x, images, 50), order)
 
 
-def test_lookalikes_are_the_nearest_images():
-    g = torch.Generator().manual_seed(0)
-    x, images = torch.rand(260, 28, 28, generator=g), torch.rand(120, 28, 28, generator=g)
-    distance = (x[:, None] - images).square().sum(dim=(2, 3))
-    assert torch.equal(vae.lookalikes(x, images, 3), distance.topk(3, largest=False).indices)
-    assert vae.lookalikes(x, images, 50).shape == (260, 3)                        # a fortieth at most
-
-
-def test_standardising_moves_the_plane_and_not_the_pictures(trained):
-    net, x = VAE().eval(), DigitDataset(trained / "test.npz").images
-    with torch.no_grad():
-        before = net.decode(net.encode(x)[0])
-        vae.standardise(net, vae.latent_means(net, x))
-        z = vae.latent_means(net, x)
-        torch.testing.assert_close(z.mean(dim=0), torch.zeros(2), atol=1e-4, rtol=0)
-        torch.testing.assert_close(z.std(dim=0), torch.ones(2), atol=1e-4, rtol=0)
-        torch.testing.assert_close(net.decode(z), before, atol=1e-4, rtol=1e-3)
-
-
-def test_warped_copies_keep_their_range_and_repeat_with_their_generator():
+def test_a_warp_keeps_the_range_repeats_and_is_the_identity_without_its_draws(monkeypatch):
     x = torch.rand(7, 28, 28)
-    warped = vae.warp(x, vae.generator(0, "w"))
-    assert warped.min() >= 0
-    assert warped.max() <= 1
-    assert not torch.equal(warped, x)
-    assert torch.equal(warped, vae.warp(x, vae.generator(0, "w")))
+    warped = vae.warp(x, vae.generator(0))
+    assert 0 <= warped.min() <= warped.max() <= 1
+    assert torch.equal(warped, vae.warp(x, vae.generator(0)))
+    assert (warped - x).abs().mean() > 0.05
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, 0.5))   # half of -1..1
+    monkeypatch.setattr(torch, "randn", lambda *shape, generator: torch.zeros(shape))
+    close(vae.warp(x, vae.generator(0)), x, 1e-4)
 
 
-def test_config_names_what_cannot_work():
-    for wrong, name in (({"epochs": 0}, "--epochs"), ({"budget": 0.0}, "--budget"), ({"budget": float("nan")}, "bud"),
-                        ({"seed": -1}, "--seed"), ({"loss": "l1"}, "l1"), ({"lr": 0.0}, "--lr")):
-        with pytest.raises(ValueError, match=name):
-            Config(**wrong)
+@pytest.mark.parametrize("shape", [(3, 5, 2.8), (0, 5, 2.8), (2, 1, 2.0), (7, 2, 2.8)])
+def test_a_model_takes_on_the_shape_of_any_state(shape):
+    saved, net, x = VAE(*shape).eval(), VAE(), torch.rand(5, 28, 28)
+    net.load_state_dict(saved.state_dict())
+    assert all(map(torch.equal, net.eval()(x), saved(x)))
+    assert 0 <= (images := net.decode(100 * torch.randn(200, 2))).min() <= images.max() <= 1
 
 
-# ---- the model and what the commands leave
+@pytest.mark.slow
+@pytest.mark.parametrize("labelled", [5, 2, 1])
+def test_it_reads_digits_after_few_labelled_ones(model, labelled):
+    images, val, test = DigitDataset("train.npz").images, DigitDataset("val.npz"), DigitDataset("test.npz")
+    for first in range(0, 6 - labelled, labelled):
+        rows = torch.cat([torch.where(val.labels == d)[0][first:first + labelled] for d in (1, 4, 8)])
+        z = vae.latent_means(model[0], images)
+        mixture = vae.fit_mixture(z, images, val.images[rows], val.labels[rows])
+        assert mixture.digits == [1, 4, 8]
+        assert (vae.classify(model[0], mixture, test.images) == test.labels).double().mean() > 0.7
 
 
-def test_the_three_commands_alone_in_a_folder(trained):
-    labels = (trained / "vae.csv").read_text().splitlines()
-    assert labels[0] == "Predicted_Label"
-    assert set(labels[1:]) <= {"1", "4", "8"}
-    assert len(labels) - 1 == len(np.load(trained / "test.npz")["data"])
-    with np.load(trained / "vae_reconstructed.npz") as made:
-        assert made.files == ["data"]
-        images = made["data"]
-    assert images.shape == (10, 28, 28)
-    assert images.dtype == np.float32
-    assert 0 <= images.min() <= images.max() <= 1
-    assert sorted(p.name for p in trained.glob("vae.*")) == ["vae.csv", "vae.history.jsonl", "vae.pth", "vae.py"]
-    out = (trained / "train.out").read_text()
-    assert "parameters" in out
-    assert "active units" in out
-    assert "`--epochs 2` repeats it" in out
+@pytest.mark.slow
+def test_latents_are_standardised_and_classified_by_the_likeliest_component(model):
+    net, mixture, x = VAE(), model[1], DigitDataset("train.npz").images
+    net.load_state_dict(torch.load("vae.pth"))
+    z = net.eval().encode(x)[0].detach()
+    close(z.mean(dim=0), torch.zeros(2), 1e-3)
+    close(z.std(dim=0), torch.ones(2), 1e-3)
+    density = MultivariateNormal(mixture.means, mixture.covariances).log_prob(z.double()[:, None])
+    best = (density + mixture.weights.log()).argmax(dim=1)
+    assert vae.classify(*model, x).tolist() == [mixture.digits[k] for k in best]
 
 
-def test_the_scores_are_those_of_the_csv(trained):
-    from sklearn.metrics import f1_score
-    predicted = np.loadtxt(trained / "vae.csv", skiprows=1, dtype=int)
-    labels = np.load(trained / "test.npz")["labels"]
-    expected = (f1_score(labels, predicted, average="macro") + f1_score(labels, predicted, average="micro")) / 2
-    lines = (trained / "test_classifier.out").read_text().splitlines()
-    said = {name.strip(): float(value) for name, value in (line.rsplit(maxsplit=1) for line in lines[1:])}
-    assert said["(macro F1 + micro F1) / 2"] == pytest.approx(expected, abs=1e-4)
-    assert said["micro F1"] == said["accuracy"]
-    assert {"macro F1", "macro precision", "macro recall"} <= set(said)
+@pytest.mark.slow
+def test_reconstructions_beat_the_decoded_mean_and_the_scores_are_those_of_scikit_learn(model, capsys):
+    assert vae.run(vae.main, [*RECON]) == vae.run(vae.main, [*TEST]) == 0
+    first, _, *lines = capsys.readouterr().out.splitlines()
+    x, test = DigitDataset("recon.npz").images, DigitDataset("test.npz")
+    with np.load("vae_reconstructed.npz") as found:
+        assert found.files == ["data"]
+        made = torch.from_numpy(found["data"])
+    assert (made.shape, made.dtype) == (x.shape, torch.float32)
+    assert 0 <= made.min() <= made.max() <= 1
+    decoded, mse = model[0].decode(vae.latent_means(model[0], x)).detach(), (x - made).square().mean()
+    assert vae.ssim(x, made).mean() > vae.ssim(x, decoded).mean()
+    assert mse < (x - decoded).square().mean()
+    assert f"1 - MSE {1 - mse:.4f}, SSIM {vae.ssim(x, made).mean():.4f}" in first
+    header, *rows = Path("vae.csv").read_text().splitlines()
+    predicted = [int(row) for row in rows]
+    assert (header, predicted) == ("Predicted_Label", vae.classify(*model, test.images).tolist())
+    macro, micro = (f1_score(test.labels, predicted, average=average) for average in ("macro", "micro"))
+    printed = {line[:28].strip(): float(line[28:]) for line in lines}
+    expected = {"(macro F1 + micro F1) / 2": (macro + micro) / 2, "macro F1": macro, "accuracy": micro}
+    assert {name: printed[name] for name in expected} == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_digits_are_read(folder):
-    mixture = vae.train("train.npz", "val.npz", "a.pth", "a.pkl", Config(epochs=3, cluster_share=2, least_steps=20))
-    test = DigitDataset("test.npz")
-    read = vae.classify(vae.load_model("a.pth"), mixture, test.images).numpy()
-    assert np.mean(read == np.load("test.npz")["labels"]) > 0.75
+@pytest.mark.parametrize(("change", "classes"), [
+    ({"recon": "mse"}, [1, 4, 8]), ({"warp": False}, [0, 7]), ({"neighbours": 0, "heads": 1}, [*range(10)])])
+def test_each_setting_trains_and_val_decides_which_digits_there_are(few, change, classes):
+    np.savez("val.npz", data=np.random.rand(len(classes), 28, 28), labels=classes)
+    assert vae.train(*FILES, Config(epochs=1, min_steps=2, **change), "cpu").digits == classes
+    assert vae.load_model("vae.pth").shape["clusters"] == len(classes)
 
 
-def test_the_history_has_a_line_an_epoch(trained):
-    rows = [json.loads(line) for line in (trained / "vae.history.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == list(range(1, 5))
-    assert [row["phase"] for row in rows] == ["clusters", "neighbours"] + ["latents"] * 2
-    assert {"lr", "seconds", "loss", "recon", "kl", "ssim", "held_loss", "held_recon", "held_kl"} <= set(rows[-1])
-    assert rows[-1]["loss"] < rows[2]["loss"]
-    assert rows[0]["information"] > 0
+@pytest.mark.slow
+def test_killed_or_not_the_same_seed_gives_the_same_bytes_whatever_the_labels_of_train(few, capsys):
+    vae.train(*FILES, SHORT, "cpu")
+    first, rows = outputs(), history()
+    assert [(row["epoch"], row["phase"][0]) for row in rows] == [(1, "c"), (2, "c"), (3, "l"), (4, "l")]
+    assert np.diff([row["seconds"] for row in rows]).min() >= 0
+    assert {"lr", "loss", "recon", "kl", "ssim", "held_loss", "held_recon", "held_kl"} < set(rows[-1])
+    np.savez("train.npz", data=DigitDataset("train.npz").images, labels=np.arange(40) % 10)
+    vae.train(*FILES, replace(SHORT, seed=1), "cpu")
+    assert outputs() != first
+    code = f"""import os, signal, vae
+loss, calls = vae.latent_loss, iter("1234")          # two steps, the held-out images, a step
+vae.latent_loss = lambda *of: loss(*of) if next(calls, None) else os.kill(os.getpid(), signal.SIGKILL)
+vae.train(*{FILES}, vae.{SHORT}, "cpu")"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    vae.train(*FILES, SHORT, "cpu")
+    assert "resuming after epoch 3" in capsys.readouterr().out
+    assert (outputs(), [row["lr"] for row in history()]) == (first, [row["lr"] for row in rows])
 
 
-def test_the_history_is_whole_where_the_budget_ends_the_training(tmp_path, monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-
-    def epoch_of_a_second(*_):
-        clock.now += 1
-        return {"loss": 1.0}
-
-    monkeypatch.setattr(vae, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(vae, "run_epoch", epoch_of_a_second)
-    run = SimpleNamespace(config=Config(budget=0.1), plan={"latents": 9}, rows=[], elapsed=0.0, state=dict)
-    vae.run_epochs(run, 0.0, tmp_path / "history.jsonl", tmp_path / "resume.pt")       # 3 seconds for the epochs
-    rows = [json.loads(row) for row in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
-
-
-def test_the_model_loads_anywhere(trained):
-    net = VAE()
-    net.load_state_dict(torch.load(trained / "vae.pth"))
-    net.eval()
-    x = DigitDataset(trained / "test.npz").images
-    mu, logvar = net.encode(x)
-    assert mu.shape == logvar.shape == (len(x), 2)
-    torch.testing.assert_close(net.encode(x.flatten(1))[0], mu)
-    x_hat, again, _ = net(x)
-    torch.testing.assert_close(again, mu)
-    torch.testing.assert_close(x_hat, net.decode(mu))
-    assert sum(p.numel() for p in net.parameters()) < 10e6
-    torch.testing.assert_close(vae.latent_means(net, x), mu, atol=1e-5, rtol=1e-4)
+def test_a_stopped_training_leaves_the_earlier_model_and_only_the_same_one_resumes(few, capsys, monkeypatch):
+    before, loss, x = outputs(), vae.latent_loss, DigitDataset("train.npz").images
+    monkeypatch.setattr(vae, "latent_loss", lambda *of: (loss(*of)[0], {"loss": torch.tensor(np.nan)}))
+    with pytest.raises(vae.UserError, match="no longer finite"):
+        vae.train(*FILES, SHORT, "cpu")
+    monkeypatch.setattr(vae, "latent_loss", Mock(side_effect=KeyboardInterrupt))
+    assert vae.run(lambda _: vae.train(*FILES, SHORT, "cpu") and None, []) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+    assert outputs() == before
+    torch.save([1, 2], "list.pt")
+    Path("half.pt").write_bytes(Path("vae.checkpoint.pt").read_bytes()[:-1000])
+    keys = {vae.fingerprint(*of) for of in [(Config(), x), (Config(seed=1), x), (Config(), x.flip(0))]}
+    for name in ("vae.checkpoint.pt", "list.pt", "half.pt"):
+        assert vae.load_checkpoint(Path(name), keys.pop()) is None
+        assert "starting anew" in capsys.readouterr().err
 
 
-def test_a_model_of_other_classes_takes_on_its_shape():
-    for other in (VAE(7), VAE(0), VAE(2, encoder="conv")):
-        net = VAE()
-        net.load_state_dict(other.state_dict())
-        assert net.shape == other.shape
+@pytest.mark.parametrize(("tick", "whole"), [(1.5, True), (30, False), (1000, False)])
+def test_the_budget_is_kept_even_if_interrupted_or_too_short_for_a_step(few, monkeypatch, tick, whole):
+    monkeypatch.setattr(vae.time, "monotonic", Mock(side_effect=itertools.count(0.0, tick)))
+    cfg = Config(budget=1.5, min_steps=4)
+    if whole:                                    # Ctrl-C in the second epoch of the latents
+        calls = [DEFAULT] * 7 + [KeyboardInterrupt] + [DEFAULT] * 999
+        monkeypatch.setattr(vae, "latent_loss", Mock(wraps=vae.latent_loss, side_effect=calls))
+        with pytest.raises(KeyboardInterrupt):
+            vae.train(*FILES, cfg, "cpu")
+    vae.train(*FILES, cfg, "cpu")
+    assert "latents, clusters" not in ", ".join(row["phase"] for row in history())
+    assert vae.load_model("vae.pth").decode(torch.zeros(1, 2)).isfinite().all()
+    for phase, peak in (("clusters", cfg.cluster_lr), ("latents", cfg.lr)):
+        rates = [row["lr"] for row in history() if row["phase"] == phase]
+        assert rates[-1] < 0.05 * peak < 0.5 * peak < max(rates) <= peak if whole else len(rates) == 1
+    assert not whole or 0.8 * 90 < history()[-1]["seconds"] < 90
 
 
-def test_descent_lowers_the_error_and_leaves_the_model(trained):
-    net, x = vae.load_model(trained / "vae.pth"), DigitDataset(trained / "test.npz").images
-    before = {name: p.clone() for name, p in net.named_parameters()}
-    with torch.no_grad():
-        mean = net.decode(vae.latent_means(net, x))
-    start, end = vae.reconstruct(net, x, steps=0), vae.reconstruct(net, x)
-    assert (vae.unlikeness(x, start) <= vae.unlikeness(x, mean) + 1e-4).all()     # never worse than the mean's
-    assert vae.unlikeness(x, end).mean() < vae.unlikeness(x, start).mean()
-    assert vae.ssim(x, end).mean() > vae.ssim(x, mean).mean()
-    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in net.named_parameters())
-    began = time.monotonic()
-    vae.reconstruct(net, x[:10])
-    assert time.monotonic() - began < 2
+@pytest.mark.slow
+def test_it_runs_alone_in_a_folder_and_plain_is_the_assignments_loss(few):
+    shutil.copy(ROOT / "vae.py", "vae.py")
+    plain, wrong = (*TRAIN, "--plain", "--epochs", "1"), ("no", *TEST[1:])
+    for words, outcome in ((plain, (0, "")), (wrong, (2, "error: no"))):
+        done = subprocess.run([sys.executable, "vae.py", *words], capture_output=True, text=True)
+        assert (done.returncode, done.stderr[:9]) == outcome
+    (row,), net = history(), vae.load_model("vae.pth")
+    assert row["loss"] == pytest.approx(row["recon"] + row["kl"], rel=1e-5)
+    assert (row["phase"], net.shape["clusters"], net.prior_means.tolist()) == ("latents", 0, [[0, 0]])
+    assert vae.run(vae.main, [*TEST, "--csv", "a.csv"]) == vae.run(vae.main, [*RECON, "--npz", "b"]) == 0
+    made = {path.name for path in few.glob("[!rt]*")}
+    assert made == {"val.npz", "vae.py", "vae.pth", "gmm_params.pkl", "vae.history.jsonl", "a.csv", "b"}
 
 
-def test_the_reading_is_encoder_mean_component_digit(trained):
-    net, mixture = vae.load_model(trained / "vae.pth"), vae.load_mixture(trained / "gmm_params.pkl")
-    x = DigitDataset(trained / "test.npz").images
-    with torch.no_grad():
-        z = net.encode(x)[0].double()
-    density = torch.distributions.MultivariateNormal(mixture.means, mixture.covariances)
-    best = (density.log_prob(z[:, None]) + mixture.weights.log()).argmax(dim=1)
-    assert mixture.digits is not None
-    assert vae.classify(net, mixture, x).tolist() == [mixture.digits[i] for i in best]
-
-
-# ---- the same bytes again
-
-
-def outputs(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in ("vae.pth", "gmm_params.pkl")]
-
-
-def test_killed_and_gone_on_gives_the_bytes_of_a_run_never_killed(tmp_path, digits):
-    words = [sys.executable, "-c", QUICK, *TRAIN, "--epochs", "8"]
-    once, often = tmp_path / "once", tmp_path / "often"
-    shutil.copytree(digits, once)
-    shutil.copytree(digits, often)
-    assert subprocess.run(words, cwd=once, env=ENV, stdout=subprocess.DEVNULL, timeout=180).returncode == 0
-    for how in (signal.SIGKILL, signal.SIGINT):
-        with subprocess.Popen(words, cwd=often, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              text=True) as process:
-            wait_for_epoch(process, often / "vae.resume.pt")
-            process.send_signal(how)
-            _, err = process.communicate(timeout=60)
-        assert not (often / "vae.pth").exists()
-    assert process.returncode == 130
-    assert "give the same command to go on" in err
-    assert "Traceback" not in err
-    done = subprocess.run(words, cwd=often, env=ENV, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert "going on after epoch" in done.stdout
-    assert outputs(once) == outputs(often)
-    assert not (often / "vae.resume.pt").exists()
-    assert [json.loads(row)["epoch"] for row in (often / "vae.history.jsonl").read_text().splitlines()] == [
-        *range(1, 11)]
-
-
-def wait_for_epoch(process: subprocess.Popen, kept: Path) -> None:
-    """Returns when this very process has ended an epoch and a state is kept, perhaps by an earlier one."""
-    for line in process.stdout:
-        if line.startswith("epoch") and kept.exists():
-            return
-    raise AssertionError("the training never came so far")
-
-
-def test_a_resume_file_of_other_settings_is_not_used(folder, capsys):
-    run = vae.prepare(DigitDataset("train.npz"), DigitDataset("val.npz"), Config(epochs=2), torch.device("cpu"))
-    run.plan = {"clusters": 1, "neighbours": 1, "latents": 2}
-    torch.save(run.state(), "vae.resume.pt")
-    other = vae.prepare(DigitDataset("train.npz"), DigitDataset("val.npz"), Config(epochs=3), torch.device("cpu"))
-    assert not other.take_up(Path("vae.resume.pt"))
-    assert "starting anew" in capsys.readouterr().out
-    Path("vae.resume.pt").write_bytes(b"half a file")
-    assert not run.take_up(Path("vae.resume.pt"))
-    assert "starting anew" in capsys.readouterr().out
-
-
-def test_the_clusterer_of_highest_agreement_is_used(digits):
-    config = Config(least_steps=4, seed=1)
-    run = vae.prepare(DigitDataset(digits / "train.npz"), DigitDataset(digits / "val.npz"), config, torch.device("cpu"))
-    run.plan = {"neighbours": 4, "latents": 1}
-    found, states = [], []
-    for epoch in range(4):
-        found.append(vae.run_epoch(run, "neighbours", epoch)["agreement"])
-        states.append({name: t.clone() for name, t in run.net.clusterer.state_dict().items()})
-    vae.run_epoch(run, "latents", 0)
-    best = states[int(np.argmax(found))]
-    assert all(torch.equal(t, best[name]) for name, t in run.net.clusterer.state_dict().items())
-
-
-def test_plain_and_small_budget(folder, capsys):
-    began = time.monotonic()
-    assert vae.run(vae.main, [*TRAIN, "--plain", "--budget", "0.1"]) == 0
-    assert time.monotonic() - began < 15
-    assert "epochs of latents" in capsys.readouterr().out
-    net = vae.load_model("vae.pth")
-    assert net.shape["clusters"] == 0
-    rows = [json.loads(line) for line in Path("vae.history.jsonl").read_text().splitlines()]
-    assert {row["phase"] for row in rows} == {"latents"}
-    assert rows[-1]["loss"] == pytest.approx(rows[-1]["recon"] + rows[-1]["kl"], rel=1e-5)
-
-
-@pytest.mark.parametrize("change", [{"loss": "mse"}, {"encoder": "conv"}, {"warping": False}, {"average": 0.0},
-                                    {"neighbours": 0}])
-def test_every_dial_turns(folder, change):
-    mixture = vae.train("train.npz", "val.npz", "a.pth", "a.pkl", Config(epochs=1, least_steps=3, **change))
-    assert mixture.digits == [1, 4, 8]
-    assert set(vae.classify(vae.load_model("a.pth"), mixture, DigitDataset("test.npz").images).tolist()) <= {1, 4, 8}
-
-
-@pytest.mark.parametrize("classes", [(0, 7), (1, 3, 5, 9), tuple(range(10))])
-def test_val_decides_which_digits_there_are(tmp_path, classes):
-    write_digits(tmp_path, classes, per_class=3)
-    mixture = vae.train(tmp_path / "train.npz", tmp_path / "val.npz", tmp_path / "v.pth", tmp_path / "g.pkl",
-                        Config(epochs=1, least_steps=3))
-    assert mixture.digits == list(classes)
-    assert vae.load_model(tmp_path / "v.pth").shape["clusters"] == len(classes)
-
-
-def test_a_loss_that_is_not_finite_stops(folder, monkeypatch):
-    shutil.copy("vae.pth", "before.pth")
-    monkeypatch.setattr(vae, "latent_loss", lambda net, x, q, *_: (  # as if the loss had overflowed
-        net.place(x, q)[0].sum() * float("inf"), {"loss": torch.tensor(float("nan"))}))
-    with pytest.raises(Mistake, match="no longer finite"):
-        vae.train("train.npz", "val.npz", "vae.pth", "gmm_params.pkl", Config(epochs=2, least_steps=3))
-    assert Path("vae.pth").read_bytes() == Path("before.pth").read_bytes()
-
-
-# ---- images in every form
-
-
-def test_every_accepted_form_gives_the_same_labels(folder, capsys):
+def test_every_form_of_the_images_is_read(few):
     with np.load("test.npz") as found:
-        images = found["data"]
-    forms = {"a.npy": images, "floats.npz": images / 255, "flat.npz": images.reshape(-1, 784),
-             "channel.npy": images[:, None], "last.npy": images[..., None], "double255.npy": images.astype(float)}
-    for name, array in forms.items():
-        if name.endswith("npy"):
-            np.save(name, array)
-        else:
-            np.savez(name, pictures=array)
-        assert vae.run(vae.main, [name, *TEST[1:]]) == 0
-        assert Path("vae.csv").read_text() == (folder / "vae.csv").read_text()
-        torch.testing.assert_close(DigitDataset(name).images, DigitDataset("test.npz").images)
-    assert "read as 0-255" in capsys.readouterr().err
-    np.savez("more.npz", version=3, pictures=images, y=np.ones(len(images)))
-    assert DigitDataset("more.npz")[2:4][1].tolist() == [1, 1]
-    np.save("one.npy", images[0])
-    assert len(DigitDataset("one.npy")) == 1
-    assert int(DigitDataset("one.npy")[0][1]) == -1
+        x, y = found["data"], found["labels"]
+    forms = [x, x / 255, x.astype(float), x.reshape(-1, 784), x[:, None], x[..., None], {"pictures": x}]
+    labelled = [{"data": x, "labels": y}, {"x": x, "label": y + 0.0}, {"v": 3, "a": x, "y": y[:, None]}]
+    for i, form in enumerate([*forms, *labelled]):
+        with open("form", "wb") as file:
+            np.savez(file, **form) if isinstance(form, dict) else np.save(file, form)
+        close(DigitDataset("form").images, torch.from_numpy(x).float() / 255)
+        assert DigitDataset("form")[3][1] == (-1 if i < len(forms) else y[3])
+    np.save("one.npy", x[0])
+    assert DigitDataset("one.npy").images.shape == (1, 28, 28)
 
 
-def test_options_name_the_files(folder):
-    assert vae.run(vae.main, [*TEST, "--csv", "mine.csv"]) == 0
-    assert vae.run(vae.main, [*RECON, "--npz", "mine.npz"]) == 0
-    assert Path("mine.csv").read_bytes() == Path("vae.csv").read_bytes()
-    assert Path("mine.npz").read_bytes() == Path("vae_reconstructed.npz").read_bytes()
+X, Y = np.zeros((6, 28, 28), np.uint8), np.arange(6)
+AS_TEST, AS_MODEL, AS_MIXTURE = ("?", *TEST[1:]), (*RECON[:2], "?"), (*TEST[:3], "?")
+AS_TRAIN, AS_VAL = ("?", *TRAIN[1:]), ("train.npz", "?", *TRAIN[2:])
+WRONG = [  # a command, what the file at its "?" holds, a word of the sentence
+    *[(AS_TEST, {"data": data, "labels": labels}, word) for data, labels, word in [
+        (np.zeros((6, 27, 28)), Y, ""), (np.zeros((6, 28, 28, 3)), Y, ""), (X[:0], Y[:0], ""),
+        (X + np.nan, Y, "nan"), (X + np.inf, Y, "inf"), (X - 1.0, Y, "-1"), (X + 300.0, Y, "300"),
+        (X + 1j, Y, ""), (X.astype(str), Y, ""), (X.astype(object), Y, ""), (X, Y[:5], "labels"),
+        *[(X, labels, "digits") for labels in (Y + 0.5, Y * np.nan, Y - 1, Y * 9, Y.astype(str))]]],
+    *[(command, content, "") for command in (AS_TEST, AS_TRAIN, AS_VAL, AS_MODEL, AS_MIXTURE)
+      for content in (None, Path.mkdir, b"", b"hello")],
+    (AS_TEST, {"labels": Y}, "images"), (AS_TEST, b"PK\x03\x04" + b"\xff" * 400, ""),
+    (AS_TEST, lambda _: Path("test.npz").read_bytes()[:3000], ""), (AS_TRAIN, {"data": X}, "20"),
+    (AS_VAL, {"data": X}, "labels"), (AS_VAL, {"data": X, "labels": 0 * Y}, "2 digits"),
+    *[(AS_MODEL, content, "") for content in (
+        [1, 2], {"a": torch.zeros(2)}, lambda _: torch.load("vae.pth") | {"z_mean": torch.zeros(3)},
+        lambda _: torch.load("vae.pth") | {"_extra_state": {"clusters": "three"}},
+        lambda _: Path("vae.pth").read_bytes()[:-5000])],
+    ((*TRAIN[:3], "?", TRAIN[4]), Path.mkdir, "folder"), ((*TRAIN[:4], "no/?"), None, "written"),
+    *[((*AS_TRAIN, *option), None, option[0]) for option in [
+        ("--epochs", "0"), ("--epochs", "-2"), ("--budget", "0"), ("--budget", "nan"), ("--budget", "-1")]],
+]
 
 
-# ---- what it says to wrong input
-
-
-X = np.zeros((6, 28, 28), np.uint8)
-WRONG: dict[str, tuple[dict[str, np.ndarray], str]] = {
-    "noimages": ({"weights": np.zeros(3)}, "no images"),
-    "onlylabels": ({"labels": np.zeros(6, int)}, "no images"),
-    "shape": ({"data": np.zeros((6, 27, 28))}, "shape"),
-    "colour": ({"data": np.zeros((6, 28, 28, 3))}, "shape"),
-    "nan": ({"data": np.full((6, 28, 28), np.nan)}, "nan"),
-    "inf": ({"data": np.full((6, 28, 28), np.inf)}, "inf"),
-    "negative": ({"data": X.astype(float) - 1}, "-1"),
-    "large": ({"data": X.astype(float) + 300}, "300"),
-    "empty": ({"data": X[:0]}, "no image at all"),
-    "fewlabels": ({"data": X, "labels": np.zeros(5, int)}, "5 labels"),
-    "textlabels": ({"data": X, "labels": np.array(list("abcdef"))}, "whole numbers"),
-    "nanlabels": ({"data": X, "labels": np.full(6, np.nan)}, "whole numbers"),
-    "text": ({"data": np.full((6, 28, 28), "a")}, "type"),
-    "objects": ({"data": np.array([object()], dtype=object)}, "plain arrays"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_arrays(folder, capsys, name):
-    arrays, word = WRONG[name]
-    np.savez(f"{name}.npz", **arrays)  # type: ignore[arg-type]
-    assert word in (err := says(capsys, f"{name}.npz", *TEST[1:]))
-    assert f"{name}.npz" in err
-    assert f"{name}.npz" in says(capsys, f"{name}.npz", "val.npz", *TRAIN[2:])
-
-
-def test_wrong_files(folder, capsys):
-    Path("folder.npz").mkdir()
-    Path("text.npz").write_text("hello")
-    Path("none.npz").write_bytes(b"")
-    Path("half.npz").write_bytes(Path("test.npz").read_bytes()[:3000])
-    Path("damaged.npz").write_bytes(b"PK\x03\x04" + b"\xff" * 400)
-    np.save("whole.npy", X)
-    Path("half.npy").write_bytes(Path("whole.npy").read_bytes()[:500])
-    for name in ("missing.npz", "folder.npz", "text.npz", "none.npz", "half.npz", "damaged.npz", "half.npy"):
-        assert name in says(capsys, name, *TEST[1:])
-
-
-def test_wrong_examples(folder, capsys):
-    np.savez("nolabels.npz", data=X)
-    np.savez("oneclass.npz", data=X, labels=np.ones(6, int))
-    np.savez("many.npz", data=np.zeros((11, 28, 28)), labels=np.arange(11))
-    for name, word in (("nolabels", "no labels"), ("oneclass", "1 digit;"), ("many", "11 digits")):
-        assert word in says(capsys, "train.npz", f"{name}.npz", *TRAIN[2:])
-    with np.load("val.npz") as val:
-        np.savez("lacking.npz", data=val["data"][:10], labels=val["labels"][:10])
-    assert "lacks the digit 8" in says(capsys, "train.npz", "lacking.npz", *TRAIN[2:])
-    np.savez("tiny.npz", data=X)
-    assert "at least 20" in says(capsys, "tiny.npz", "val.npz", *TRAIN[2:])
-
-
-def test_wrong_models(folder, capsys):
-    torch.save({"a": torch.zeros(2)}, "plain.pth")
-    state = torch.load("vae.pth")
-    torch.save({**state, "_extra_state": {"program": "bird"}}, "bird.pth")
-    torch.save({**state, "encoder.0.weight": torch.zeros(3, 3)}, "odd.pth")
-    torch.save({**state, "_extra_state": {**state["_extra_state"], "clusters": "three"}}, "shape.pth")
-    Path("half.pth").write_bytes(Path("vae.pth").read_bytes()[:-5000])
-    Path("text.pth").write_text("hello")
-    for name in ("missing.pth", "plain.pth", "bird.pth", "odd.pth", "shape.pth", "half.pth", "text.pth", "."):
-        assert name in says(capsys, "recon.npz", "test_reconstruction", name)
-    assert "bird" in says(capsys, "recon.npz", "test_reconstruction", "bird.pth")
-    assert "missing.pkl" in says(capsys, *TEST[:3], "missing.pkl")
-    assert "vae.pth" in says(capsys, *TEST[:3], "vae.pth")
-    assert "nowhere" in says(capsys, *TRAIN[:3], "nowhere/vae.pth", "gmm.pkl")
-    assert "--epochs" in says(capsys, *TRAIN, "--epochs", "0")
-
-
-@pytest.mark.parametrize("words", [(), ("train.npz",), ("train.npz", "val.npz", "learn", "vae.pth", "gmm.pkl"),
-                                   ("a.npz", "test", "vae.pth"), (*TRAIN, "more")])
-def test_an_unknown_mode_shows_the_usage(words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        vae.run(vae.main, list(words))
-    assert stop.value.code == 2
-    assert "python vae.py TRAIN VAL train" in capsys.readouterr().err.replace("\n", " ")
-
-
-def test_help_shows_the_commands(capsys):
-    with pytest.raises(SystemExit) as stop:
-        vae.run(vae.main, ["--help"])
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    for line in ("vae.py TRAIN VAL train vae.pth gmm_params.pkl", "vae.py RECON test_reconstruction vae.pth",
-                 "test_classifier vae.pth gmm_params.pkl", "--budget", "--no-resume", "--plain"):
-        assert line in out
-
-
-def test_as_a_process_a_mistake_is_status_2(tmp_path):
-    done = program(tmp_path, "missing.npz", *TEST[1:])
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-
-
-def fill_the_disk() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))      # bytes a file: a model is larger
-
-
-def test_a_full_disk_leaves_the_earlier_files(folder):
-    before = outputs(folder)
-    done = subprocess.run([sys.executable, "-c", QUICK, *TRAIN, "--epochs", "1"], cwd=folder, env=ENV, text=True,
-                          capture_output=True, timeout=180, preexec_fn=fill_the_disk)
-    assert done.returncode == 2, done.stderr
-    assert "cannot be written" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert outputs(folder) == before
-    assert not list(folder.glob("*.part"))
-
-
-def obey_permissions() -> None:
-    """Takes from root the right to write where no one may (capability 1, prctl 24); others never had it."""
-    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
-
-
-def test_a_read_only_folder_leaves_the_earlier_files(folder):
-    before = outputs(folder)
-    folder.chmod(0o555)
-    try:
-        for words in ((*TRAIN, "--epochs", "1"), RECON, TEST):
-            done = program(folder, *words, preexec_fn=obey_permissions)      # stops before it trains
-            assert done.returncode == 2, done.stderr
-            assert "cannot be written" in done.stderr
-    finally:
-        folder.chmod(0o755)
-    assert outputs(folder) == before
+@pytest.mark.parametrize(("command", "content", "word"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_file_is_one_sentence_and_status_2(few, capsys, command, content, word):
+    before, path = outputs(), Path("wrong.npz")
+    content = content(path) if callable(content) else content
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path) if command is AS_MODEL else np.savez(path, **content)
+    assert vae.run(vae.main, [item.replace("?", "wrong.npz") for item in command]) == 2
+    name = "" if "--" in word else "wrong.npz"
+    assert re.fullmatch(rf"error: (?=.*{name}).*{word}.*\n", capsys.readouterr().err)
+    assert outputs() == before

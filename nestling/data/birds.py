@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from nestling.data.drawn import SPECIES, draw
-from nestling.data.folder import mistake, whole_folder
+from nestling.files import UserError, whole_folder
 
 TURNS = {  # how a picture can be turned, and the range of the number that says by how much
     "mirrored": (0, 0),
@@ -55,10 +55,10 @@ def make_birds(
 ) -> None:
     """Draw a set into the new folder `out`: on average `per_class` training pictures a species, a quarter for testing.
 
-    The same arguments give the same bytes, for any number of worker processes. Raises Mistake if `out` is not free.
+    The same arguments give the same bytes, for any number of worker processes. Raises UserError if `out` is not free.
     """
     if per_class < 4 or size < 32:
-        raise mistake(f"--per-class {per_class} --size {size}: at least 4 pictures a species and 32 px are needed")
+        raise UserError(f"--per-class {per_class} --size {size}: at least 4 pictures a species and 32 px are needed")
     plan = plan_set(per_class, seed, copies)
     with whole_folder(out) as part:
         for folder in ("train", "test", "masks/train", "masks/test"):

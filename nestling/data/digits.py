@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nestling.data.folder import mistake, whole_folder
+from nestling.files import UserError, whole_folder
 
 DIGITS = (1, 4, 8)
 VAL_PER_DIGIT = 5
@@ -25,10 +25,10 @@ RECON = 10
 def make_digits(out: Path, source: str = "shipped", seed: int = 0) -> None:
     """Write the four files into the new folder `out`; `recon` shows ten of the test images.
 
-    Raises Mistake if `out` is not free, the source is unknown or MNIST cannot be fetched.
+    Raises UserError if `out` is not free, the source is unknown or MNIST cannot be fetched.
     """
     if source not in ("shipped", "mnist"):
-        raise mistake(f"--source {source} is unknown; it is shipped or mnist")
+        raise UserError(f"--source {source} is unknown; it is shipped or mnist")
     rng = np.random.default_rng(seed)
     with whole_folder(out) as part:
         if source == "shipped":
@@ -81,7 +81,7 @@ def mnist() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray
             try:
                 part = MNIST(root, train=train, download=True)
             except (OSError, RuntimeError) as error:
-                raise mistake(
+                raise UserError(
                     "MNIST cannot be fetched: connect this machine to the network and run the command again, "
                     "or take --source shipped, which needs none"
                 ) from error

@@ -1,20 +1,22 @@
-"""A look at a folder of classes before hours are spent on it: what is broken, doubtful, or worth knowing."""
+"""A look at a folder of classes before a long training: what is broken, doubtful, or worth knowing."""
 
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections import Counter, defaultdict
+import io
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from bird import Mistake, images_below
+import bird
+from nestling.files import UserError
 
 ORIENTATION = 0x0112  # the EXIF tag
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -30,91 +32,72 @@ class Finding:
         return f"{'fault' if self.fault else 'note '}  {self.kind}: {self.path}: {self.text}"
 
 
-@dataclass(frozen=True)
-class Look:
-    """What one file showed: the hash of its bytes, the image's mode, whether EXIF turns it, or why it is unreadable."""
-
-    path: Path
-    digest: str = ""
-    mode: str = ""
-    rotated: bool = False
-    trouble: str = ""
-
-
 def check(folder: Path) -> list[Finding]:
-    """Everything worth saying about FOLDER/<class>/<image>, faults first; each image is decoded fully.
-
-    Raises Mistake if `folder` is not a folder.
-    """
+    """Everything worth saying about FOLDER/<class>/<image>, faults first; each image is decoded fully."""
     if not folder.is_dir():
-        raise Mistake(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    classes = {sub: images_below(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
-    full = {sub: paths for sub, paths in classes.items() if paths}
+        raise UserError(f"{folder} is no folder; expected {folder}/<class name>/<image>.jpg.")
+    classes = {sub: images_in(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    full = [sub for sub, paths in classes.items() if paths]
     if not full:
         return [Finding("no images", folder, "no class folder in it holds an image")]
-    if all(path.parent != sub for sub, paths in full.items() for path in paths):
-        meant = folder / "train" if folder / "train" in full else next(iter(full))
+    if all(path.parent != sub for sub in full for path in classes[sub]):
+        meant = folder / "train" if folder / "train" in full else full[0]
         return [Finding("too high", folder, f"its folders hold folders, not images; did you mean {meant}?")]
-    found = check_classes(folder, classes)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        looks = list(pool.map(look, [path for paths in classes.values() for path in paths]))
-    found += [Finding("unreadable", seen.path, seen.trouble) for seen in looks if seen.trouble]
-    found += check_twins(looks) + check_modes(looks)
+    found = [*check_classes(folder, classes), *check_photos([path for sub in full for path in classes[sub]])]
     return sorted(found, key=lambda finding: not finding.fault)
 
 
-def look(path: Path) -> Look:
-    """Read and decode one file."""
+def images_in(folder: Path) -> list[Path]:
+    """All images in a class folder and below."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in bird.IMG_EXTENSIONS and p.is_file())
+
+
+def read(path: Path) -> tuple[str, str, bool] | str:
+    """Digest, mode, and whether EXIF rotates it, decoded as bird.py does; or why it is unreadable."""
     try:
-        content = path.read_bytes()
-        if not content:
-            return Look(path, trouble="the file is empty")
-        with Image.open(path) as image:
-            image.load()
+        if not (content := path.read_bytes()):
+            return "the file is empty"
+        with Image.open(io.BytesIO(content)) as image:
+            bird.to_rgb(image)
             rotated = image.getexif().get(ORIENTATION, 1) != 1
-            return Look(path, hashlib.sha256(content).hexdigest(), image.mode, rotated)
-    except UNREADABLE as error:
-        return Look(path, trouble=f"it cannot be decoded ({error})".replace(str(path), path.name))
+            return hashlib.sha256(content).hexdigest(), image.mode, rotated
+    except Exception as error:                       # whatever a broken file makes Pillow raise
+        return f"it cannot be decoded ({str(error) or type(error).__name__})"
 
 
-def check_classes(folder: Path, classes: dict[Path, list[Path]]) -> list[Finding]:
+def check_classes(folder: Path, classes: dict[Path, list[Path]]) -> Iterator[Finding]:
     """Class folders that are empty or hidden, and the class sizes."""
-    found = []
+    sizes = []
     for sub, paths in classes.items():
         if sub.name.startswith("."):
-            found.append(Finding("hidden folder", sub, "ImageFolder would take it for a class; remove it"))
+            yield Finding("hidden folder", sub, "ImageFolder would take it for a class; remove it")
         elif not paths:
-            found.append(Finding("empty class", sub, "it holds no image; remove it or fill it"))
-    sizes = {sub.name: len(paths) for sub, paths in classes.items() if paths and not sub.name.startswith(".")}
+            yield Finding("empty class", sub, "it holds no image; remove it or fill it")
+        else:
+            sizes.append((len(paths), sub.name))
     if sizes:
-        least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-        text = f"{len(sizes)} classes, from {sizes[least]} images ({least}) to {sizes[most]} ({most})"
-        found.append(Finding("class sizes", folder, text, fault=False))
-    return found
+        (least, small), (most, large) = min(sizes), max(sizes)
+        text = f"{len(sizes)} classes, from {least} images ({small}) to {most} ({large})"
+        yield Finding("class sizes", folder, text, fault=False)
 
 
-def check_twins(looks: list[Look]) -> list[Finding]:
-    """Files whose bytes are the same; worst where the classes differ."""
-    groups = defaultdict(list)
-    for seen in looks:
-        if seen.digest:
-            groups[seen.digest].append(seen.path)
-    found = []
-    for first, *rest in groups.values():
-        for twin in rest:
-            other = " under another class" if twin.parent != first.parent else ""
-            found.append(Finding("duplicate", twin, f"it has the same bytes as {first}{other}", fault=bool(other)))
-    return found
-
-
-def check_modes(looks: list[Look]) -> list[Finding]:
-    """How many images are neither RGB nor grey, and how many EXIF turns."""
-    found = []
-    modes = Counter(seen.mode for seen in looks if seen.mode not in ("", "RGB", "L"))
-    first = {seen.mode: seen.path for seen in reversed(looks)}
-    for mode, count in sorted(modes.items()):
-        found.append(Finding("mode", first[mode], f"{count} of mode {mode}, converted to RGB on reading", fault=False))
-    turned = [seen.path for seen in looks if seen.rotated]
-    if turned:
-        found.append(Finding("EXIF", turned[0], f"{len(turned)} turned by EXIF, set upright on reading", fault=False))
-    return found
+def check_photos(paths: list[Path]) -> Iterator[Finding]:
+    """Unreadable files; equal bytes, worst where the classes differ; unusual modes; rotation by EXIF."""
+    first: dict[str, Path] = {}                      # of each digest
+    notes: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
+        photos = list(pool.map(read, paths))
+    for path, photo in zip(paths, photos, strict=True):
+        if isinstance(photo, str):
+            yield Finding("unreadable", path, photo)
+            continue
+        digest, mode, rotated = photo
+        if (earlier := first.setdefault(digest, path)) != path:
+            other = " under another class" * (path.parent != earlier.parent)
+            yield Finding("duplicate", path, f"it has the same bytes as {earlier}{other}", bool(other))
+        if mode not in ("RGB", "L"):
+            notes["mode", f"of mode {mode}, converted to RGB on reading"].append(path)
+        if rotated:
+            notes["EXIF", "rotated by EXIF, set upright on reading"].append(path)
+    for (kind, text), found in sorted(notes.items()):
+        yield Finding(kind, found[0], f"{len(found)} {text}", fault=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.data.folder import mistake, whole_folder
+from nestling.files import UserError, whole_folder
 
 DATASET = "aayushkt/identify-the-birds"
 TRAIN = Path("Birds", "train")  # below the downloaded folder
@@ -18,24 +18,24 @@ TEST_SHARE = 0.2
 def fetch_birds(out: Path, seed: int = 0) -> None:
     """Fetch the photos and lay them out in the new folder `out`, a random fifth of each class as `test`.
 
-    Files are linked to Kaggle's cache where the disk allows it, else copied. Raises Mistake if kagglehub is missing,
+    Files are linked to Kaggle's cache where the disk allows it, else copied. Raises UserError if kagglehub is missing,
     Kaggle cannot be reached, or what it sends is laid out otherwise.
     """
     try:
         import kagglehub
     except ImportError as error:
-        mend = "pip install 'nestling[kaggle]', or take --source drawn"
-        raise mistake(f"--source kaggle needs kagglehub: {mend}") from error
+        remedy = "pip install 'nestling[kaggle]', or take --source drawn"
+        raise UserError(f"--source kaggle needs kagglehub: {remedy}") from error
     try:
         root = Path(kagglehub.dataset_download(DATASET)) / TRAIN
-    except Exception as error:  # whatever the client raises, the mend is the same
-        raise mistake(
+    except Exception as error:  # whatever the client raises, the remedy is the same
+        raise UserError(
             f"Kaggle's {DATASET} cannot be fetched ({type(error).__name__}): connect this machine to the network and "
             "run the command again, or take --source drawn, which needs none"
         ) from error
     classes = sorted(folder for folder in root.glob("*") if folder.is_dir())
     if not classes:
-        raise mistake(f"{DATASET} has no class folders in {root}: its layout has changed; copy the photos by hand")
+        raise UserError(f"{DATASET} has no class folders in {root}: its layout has changed; copy the photos by hand")
     rng = np.random.default_rng(seed)
     with whole_folder(out) as part:
         for folder in classes:

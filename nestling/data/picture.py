@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nestling.data.digits import shipped
 from nestling.data.drawn import SPECIES, draw
-from nestling.data.folder import mistake
+from nestling.files import UserError
 
 TILE, GAP, ROWS = 130, 6, 3  # px, px, pictures of each species
 STEP = 4  # brightness levels are this far apart, which halves the file
@@ -18,7 +18,7 @@ PAPER, INK = "#fbfaf6", "#4a4a46"
 
 
 def make_picture(out: Path, seed: int = 13) -> None:
-    """Write the picture as a PNG. Raises Mistake if it cannot be written."""
+    """Write the picture as a PNG. Raises UserError if it cannot be written."""
     step, columns = TILE + GAP, len(SPECIES)
     sheet = Image.new("RGB", (columns * step + GAP, ROWS * step + TILE // 2 + 2 * GAP + 40), PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
@@ -38,4 +38,4 @@ def make_picture(out: Path, seed: int = 13) -> None:
     try:
         sheet.point(lambda value: value - value % STEP + STEP // 2).save(out, optimize=True)
     except (OSError, ValueError) as error:
-        raise mistake(f"{out} cannot be written: {error}") from error
+        raise UserError(f"{out} cannot be written: {error}") from error

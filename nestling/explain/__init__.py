@@ -1,7 +1,10 @@
-"""What a model looks at, and what its figures show: arrays first, drawing in one place.
+"""What a model looks at, and what its figures show: arrays first, drawing apart.
 
-    gradcam.py    BirdNet, photos -> heat maps            latent.py    VAE, mixture, digits -> latents, grid, ellipses
-    pointing.py   heat maps, masks -> does the heat hit?  counts.py    labels -> confusion matrix, scores of a class
-    photos.py     BirdNet, folder -> which photos to show
-    draw.py       arrays, path -> SVG or PNG, one style   write.py     models, data -> a folder of figures and numbers
+    gradcam.py    BirdNet, photos -> class activation maps
+    pointing.py   maps, masks -> do they lie on the bird?
+    photos.py     BirdNet, folder -> predictions, photos to show
+    latent.py     VAE, mixture, digits -> latents, reconstructions, grid
+    draw.py       arrays, path -> curves, confusion matrix, ablation
+    sheets.py     arrays, path -> maps over photos, digits, latent space
+    write.py      models, data -> a folder of figures and numbers
 """

@@ -1,4 +1,4 @@
-"""Which photos of each class to show with their heat, and what there is to say about each."""
+"""A labelled folder as the network sees it, and which of its photos to show."""
 
 from __future__ import annotations
 
@@ -9,75 +9,59 @@ import torch
 from torch import Tensor
 
 import bird
-from bird import BirdNet, Mistake
 from nestling.explain import draw
+from nestling.files import UserError
 
 
 @dataclass(frozen=True)
-class Album:
-    """A labelled set as the network sees it.
+class Predictions:
+    """Decoded photos and what the network predicts for them."""
 
-    pixels (N, 3, S, S) uint8, squashed; aspect (N,) width / height; labels (N,); p (N, K) probabilities; names: each
-    photo's path relative to the folder; classes: the K names as figures can show them; broken: how many files could
-    not be read.
-    """
-
-    pixels: Tensor
-    aspect: Tensor
-    labels: Tensor
-    p: Tensor
-    names: list[Path]
-    classes: list[str]
-    broken: int
+    pixels: Tensor                         # (N, 3, S, S) uint8, squashed
+    aspect: Tensor                         # (N,) width / height
+    labels: Tensor                         # (N,)
+    probabilities: Tensor                  # (N, K)
+    paths: list[Path]                      # relative to the folder
+    classes: list[str]                     # K names as figures can show them
+    broken: int                            # number of unreadable files
 
     @property
     def predicted(self) -> Tensor:
         """The most probable class of each photo, (N,)."""
-        return self.p.argmax(dim=1)
+        return self.probabilities.argmax(dim=1)
 
 
-def read_album(net: BirdNet, folder: Path, scratch: Path | None = None) -> Album:
-    """Decodes and labels all photos of FOLDER/<class>/; broken ones are left out. `scratch` as for `bird.decode`.
-
-    Raises Mistake where there are no photos, or a folder's name is no class of the network.
-    """
+def predict_folder(net: bird.BirdNet, folder: Path) -> Predictions:
+    """Decodes and classifies all photos of FOLDER/<class>/; broken ones are left out."""
     classes = net.extra["classes"]
     paths, names = bird.find_images(folder)
-    bird.check_level(folder, paths, classes)
     if foreign := sorted(set(names) - set(classes)):
-        raise Mistake(f"{folder} holds photos in {foreign[0] or 'no class folder'!r}, which is no class of the model; "
-                      f"expected {folder}/<class>/ with the classes {', '.join(classes)}.")
-    photos = bird.decode(paths, scratch)
-    bird.name_broken(paths, photos.broken, "not shown")
-    whole = sorted(set(range(len(paths))) - set(photos.broken))
-    pixels = photos.pixels[whole] if photos.broken else photos.pixels
-    labels = torch.tensor([classes.index(names[i]) for i in whole])
-    p = bird.predict(net, pixels, net.extra["size"], net.mean.device)
-    return Album(pixels, photos.aspect[whole], labels, p, [paths[i].relative_to(folder) for i in whole],
-                 legible(classes), len(photos.broken))
+        raise UserError(f"{folder} holds photos in {foreign[0] or 'no class folder'!r}, which is no class of "
+                        f"the model; expected {folder}/<class>/ with the classes {', '.join(classes)}.")
+    pixels, aspect, broken = bird.decode(paths, "left out")
+    rows = sorted(set(range(len(paths))) - set(broken))
+    pixels = pixels[rows] if broken else pixels
+    labels = torch.tensor([classes.index(names[i]) for i in rows])
+    return Predictions(pixels, aspect[rows], labels, bird.predict(net, pixels),
+                       [paths[i].relative_to(folder) for i in rows], legible(classes), len(broken))
 
 
 def legible(names: list[str]) -> list[str]:
-    """The names; one with a letter that the figures' font lacks becomes `class` and its number in bird.csv."""
-    shown = []
-    for k, name in enumerate(names):
-        lacking = draw.lacking(name)
-        shown.append(f"class {k}" if lacking else name)
-        if lacking:
-            bird.note(f"the font of the figures has no letter {min(lacking)}: {name} is shown as class {k}.")
-    return shown
+    """The names; one that the figures' font cannot write becomes `class` and its number in bird.csv."""
+    return [f"class {k}" if draw.missing_letters(name) else name for k, name in enumerate(names)]
 
 
-def choose(p: Tensor, labels: Tensor, right: int = 3, wrong: int = 2) -> list[tuple[list[int], list[int]]]:
-    """For each class the photos to show: the most confident right ones, and the wrong ones surest of another class.
+def choose(probabilities: Tensor, labels: Tensor, number: int = 3, wrong: int = 1) -> list[list[int]]:
+    """Of each class the rows of `number` photos, the most confident right ones, then the wrong ones.
 
-    p (N, K), labels (N,) -> K pairs of lists of indices, at most `right` and `wrong` long, the surest first.
+    `wrong` of these, more where the right ones are too few. probabilities (N, K), labels (N,) -> K lists.
     """
-    sure, predicted = p.max(dim=1)
-    order = torch.argsort(sure, descending=True, stable=True)
-    shown = []
-    for k in range(p.shape[1]):
+    confidence, predicted = probabilities.max(dim=1)
+    order = torch.argsort(confidence, descending=True, stable=True)
+    chosen = []
+    for k in range(probabilities.shape[1]):
         of_class = order[labels[order] == k]
-        is_right = predicted[of_class] == k
-        shown.append((of_class[is_right][:right].tolist(), of_class[~is_right][:wrong].tolist()))
-    return shown
+        right, others = (of_class[(predicted[of_class] == k) == hit].tolist() for hit in (True, False))
+        keep = max(number - len(others[:wrong]), 0)
+        chosen.append((right[:keep] + others)[:number])
+    return chosen

@@ -1,7 +1,6 @@
-"""Do the heat maps hit the bird? The pointing game (Zhang et al. 2018) and the share of heat inside known masks.
+"""Do the maps lie on the bird? The pointing game (Zhang et al. 2018), and the share inside known masks.
 
-And the sanity check of Adebayo et al. 2018: maps of a network whose weights are random must do clearly worse, and a
-fixed point in the middle of the picture is the score that needs no network at all.
+Beside them the check of Adebayo et al. 2018: maps of a network of random weights must do clearly worse.
 """
 
 from __future__ import annotations
@@ -14,62 +13,52 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bird import BirdNet, Mistake
-from nestling.explain.gradcam import heat, is_empty, look
+from bird import BirdNet
+from nestling.explain.gradcam import cam_maps, upsample
+from nestling.files import UserError
 
 
-def masks_of(dataset: Path) -> Path | None:
-    """The folder of the masks of a drawn set's part, birds/masks/test for birds/test; None if there is none."""
+def mask_folder(dataset: Path) -> Path | None:
+    """The masks of a part of a drawn set, birds/masks/test for birds/test; None if there are none."""
     folder = dataset.absolute().parent / "masks" / dataset.absolute().name
     return folder if folder.is_dir() else None
 
 
-def read_masks(folder: Path, names: list[Path], size: int) -> Tensor:
-    """Masks (N, size, size) bool, white where the bird is, of the photos `names`, relative to their data set.
-
-    Raises Mistake if one is missing or broken.
-    """
+def read_masks(folder: Path, paths: list[Path], size: int) -> Tensor:
+    """Masks (N, size, size) bool, true on the bird, of the photos `paths`, relative to their data set."""
     masks = []
-    for name in names:
-        path = folder / name.with_suffix(".png")
+    for path in (folder / path.with_suffix(".png") for path in paths):
         try:
             with Image.open(path) as file:
-                masks.append(np.asarray(file.convert("L").resize((size, size), Image.Resampling.NEAREST)) > 127)
+                mask = file.convert("L").resize((size, size), Image.Resampling.NEAREST)
+            masks.append(np.asarray(mask) > 127)
         except OSError as error:
-            raise Mistake(f"{path} cannot be read as a mask; draw the set anew with `nestling data birds`.") from error
+            raise UserError(f"{path} cannot be read as a mask; draw the set anew by `nestling data "
+                            "birds`.") from error
     return torch.from_numpy(np.stack(masks))
 
 
-def peaks(maps: Tensor, size: int) -> Tensor:
-    """Where each map (B, h, w), brought to `size` x `size`, is hottest: shares of the side, (B, 2) row, column."""
-    at = heat(maps, size).flatten(1).argmax(dim=1)
-    return torch.stack(((at // size + 0.5) / size, (at % size + 0.5) / size), dim=1)
-
-
-def hits(points: Tensor, masks: Tensor) -> Tensor:
-    """Whether each point (B, 2), in shares of the side, lies on the bird of its mask (B, s, s): (B,) bool."""
-    row, column = (points * masks.shape[-1]).long().clamp(0, masks.shape[-1] - 1).unbind(dim=1)
-    return masks[torch.arange(len(masks)), row, column]
+def hits(maps: Tensor, masks: Tensor) -> Tensor:
+    """Whether the maximum of each map (B, h, w) lies in its mask (B, s, s), (B,); not for a map of zeros."""
+    smooth = upsample(maps, masks.shape[-1]).flatten(1)
+    on_bird = masks.flatten(1).gather(1, smooth.argmax(dim=1, keepdim=True))[:, 0]
+    return on_bird & (smooth.amax(dim=1) > 0)
 
 
 def share_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """The share of each map's heat that lies on the bird, (B,) in 0..1; 0 for a map without heat."""
-    warm = heat(maps, masks.shape[-1])
-    total = warm.sum(dim=(1, 2))
-    return (warm * masks).sum(dim=(1, 2)) / total.where(total > 0, 1)
+    """The share of each map (B, h, w) that lies in its mask (B, s, s), (B,); 0 for a map of zeros."""
+    smooth = upsample(maps, masks.shape[-1])
+    total = smooth.sum(dim=(1, 2))
+    return (smooth * masks).sum(dim=(1, 2)) / total.where(total > 0, 1)
 
 
 def randomised(net: BirdNet, seed: int) -> BirdNet:
-    """The same network with fresh random weights; class names, sizes and normalisation are kept."""
+    """The same network with random weights; class names and image size are kept."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        other = BirdNet(len(net.extra["classes"]), channels=net.extra["channels"], strides=net.extra["strides"],
-                        batch_norm=net.extra["batch_norm"])
+        other = BirdNet(len(net.extra["classes"]), batch_norm=net.extra["batch_norm"])
     other.extra = deepcopy(net.extra)
-    other.mean.copy_(net.mean)
-    other.std.copy_(net.std)
-    other = other.eval().to(net.mean.device)
-    return other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return other.eval().to(net.head.weight.device)
 
 
 def pointing_game(net: BirdNet, pixels: Tensor, labels: Tensor, masks: Tensor,
@@ -78,25 +67,24 @@ def pointing_game(net: BirdNet, pixels: Tensor, labels: Tensor, masks: Tensor,
 
     Of more than `most` photos, so many are taken, evenly spread over the set.
 
-    pointing        share of maps whose peak lies on the bird, with no tolerance; one without heat is a miss
-    heat_inside     share of the heat that lies on the bird
-    empty           number of maps without heat
+    pointing        share of maps whose maximum lies on the bird, with no tolerance; a map of zeros is a miss
+    heat_inside     share of the evidence that lies on the bird
+    empty           number of maps of zeros
     random_*        the same, mean over networks of random weights, one for each of `seeds`
     centre          share of birds that the middle of the picture lies on
-    area            share of the picture that the bird covers: what heat spread evenly would score
+    area            share of the picture that the bird covers: what evidence spread evenly would score
     """
     pick = torch.linspace(0, len(labels) - 1, min(most, len(labels))).round().long()
     pixels, labels, masks = pixels[pick], labels[pick], masks[pick]
 
     def score(judged: BirdNet) -> tuple[float, float, int]:
-        maps = look(judged, pixels, labels).cpu()
-        empty = is_empty(maps)
-        on_bird = hits(peaks(maps, masks.shape[-1]), masks) & ~empty
-        return on_bird.float().mean().item(), share_inside(maps, masks).mean().item(), int(empty.sum())
+        maps = cam_maps(judged, pixels, labels).cpu()
+        inside = share_inside(maps, masks).mean().item()
+        return hits(maps, masks).float().mean().item(), inside, int((maps.amax(dim=(1, 2)) <= 0).sum())
 
     pointing, inside, empty = score(net)
     random = np.mean([score(randomised(net, seed))[:2] for seed in seeds], axis=0)
     return {"photos": len(labels), "pointing": pointing, "heat_inside": inside, "empty": empty,
-            "random_pointing": float(random[0]), "random_heat_inside": float(random[1]), "random_seeds": list(seeds),
-            "centre": hits(torch.full((len(masks), 2), 0.5), masks).float().mean().item(),
+            "random_pointing": float(random[0]), "random_heat_inside": float(random[1]),
+            "centre": masks[:, masks.shape[1] // 2, masks.shape[2] // 2].float().mean().item(),
             "area": masks.float().mean().item()}

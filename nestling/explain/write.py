@@ -2,61 +2,74 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 import bird
 import vae
 from nestling import runs
-from nestling.explain import counts, draw, gradcam, latent, photos, pointing
+from nestling.explain import draw, gradcam, latent, photos, pointing, sheets
+from nestling.files import UserError, write_json
 
 
 def explain_bird(model: Path, dataset: Path, out: Path) -> dict[str, Any]:
-    """Heat maps of FOLDER/<class>/, the confusion matrix, the training's curves, `summary.json`, all into `out`.
+    """Class activation maps, confusion matrix and curves of FOLDER/<class>/, and `summary.json`, all into
+    `out`.
 
-    cams.png shows all classes, cams/<class>.png one each. Where masks lie beside the set, as a drawn set has them, the
-    pointing game is played. Returns the summary.
+    cams.png shows all classes, cams/<class>.png one each. Where masks lie beside the set, as a drawn set
+    has them, the pointing game is played. Returns the summary.
     """
-    net, history = bird.load_model(model), history_of(model)
+    net, history = bird.load_model(model), runs.history_of(model)
     make_folder(out / "cams")
-    album = photos.read_album(net, dataset, scratch=out)
-    groups = cam_groups(net, album)
-    for group in groups:
-        draw.cam_sheet([group], out / "cams" / f"{group['name']}.png")
-    draw.cam_sheet(groups, out / "cams.png", blocks=2, width=30.0)
-    table = counts.confusion(album.labels.numpy(), album.predicted.numpy(), list(range(len(album.classes))))
-    draw.confusion(table, album.classes, out / "confusion.svg")
-    macro, micro = bird.scores(album.labels.tolist(), album.predicted.tolist())
+    found = photos.predict_folder(net, dataset)
+    rows = [sheets.cam_row(name, shown, out / "cams" / f"{name}.png") for name, shown in cam_rows(net, found)]
+    sheets.montage(rows, out / "cams.png")
+    macro, micro = bird.f1(found.labels, found.predicted)
+    indices = list(range(len(found.classes)))
+    counts, classes = per_class(found.labels.numpy(), found.predicted.numpy(), indices)
+    draw.confusion(counts, found.classes, out / "confusion.svg")
     summary: dict[str, Any] = {
-        "model": model.name, "photos": len(album.labels), "broken": album.broken, "score": (macro + micro) / 2,
-        "macro F1": macro, "micro F1": micro,
-        "classes": dict(zip(album.classes, counts.per_class(table), strict=True)),
-        "confusion": table.tolist()}
-    if folder := pointing.masks_of(dataset):
-        masks = pointing.read_masks(folder, album.names, album.pixels.shape[-1])
-        summary["pointing game"] = pointing.pointing_game(net, album.pixels, album.labels, masks)
-    return finish(history, out, summary)
+        "model": model.name, "photos": len(found.labels), "broken": found.broken,
+        "score": (macro + micro) / 2, "macro F1": macro, "micro F1": micro,
+        "classes": dict(zip(found.classes, classes, strict=True)),
+        "confusion": counts.tolist()}
+    if folder := pointing.mask_folder(dataset):
+        masks = pointing.read_masks(folder, found.paths, found.pixels.shape[-1])
+        summary["pointing game"] = pointing.pointing_game(net, found.pixels, found.labels, masks)
+    return finish(model, history, out, summary)
 
 
-def cam_groups(net: bird.BirdNet, album: photos.Album, right: int = 3, wrong: int = 2) -> list[dict]:
-    """What `draw.cam_sheet` takes, one group a class: `right` surest right photos and `wrong` surest wrong ones.
+def cam_rows(net: bird.BirdNet, found: photos.Predictions, number: int = 3,
+             wrong: int = 1) -> list[tuple[str, list]]:
+    """What `sheets.cam_row` takes, for each class: its name and up to `number` photos, `wrong` of them
+    misclassified.
 
-    Each map is the evidence for the class that the network names, right or wrong.
+    Each map is the evidence for the predicted class, right or wrong.
     """
-    groups = []
-    for name, pair in zip(album.classes, photos.choose(album.p, album.labels, right, wrong), strict=True):
-        chosen = [*pair[0], *pair[1]]
-        maps = gradcam.look(net, album.pixels[chosen], album.predicted[chosen]).cpu().numpy()
-        groups.append({"name": name, "tiles": [
-            {"photo": album.pixels[i].permute(1, 2, 0).numpy(), "aspect": float(album.aspect[i]), "heat": heat,
-             "named": album.classes[album.predicted[i]], "p": float(album.p[i].max()),
-             "p_true": float(album.p[i, album.labels[i]]), "right": i in pair[0]}
-            for i, heat in zip(chosen, maps, strict=True)]})
-    return groups
+    rows = []
+    each = photos.choose(found.probabilities, found.labels, number, wrong)
+    for name, chosen in zip(found.classes, each, strict=True):
+        maps = gradcam.cam_maps(net, found.pixels[chosen], found.predicted[chosen]).cpu().numpy()
+        rows.append((name, [
+            {"photo": found.pixels[i].permute(1, 2, 0).numpy(), "aspect": float(found.aspect[i]), "cam": cam,
+             "p": float(found.probabilities[i].max()),
+             "wrong": found.classes[found.predicted[i]] if found.predicted[i] != found.labels[i] else ""}
+            for i, cam in zip(chosen, maps, strict=True)]))
+    return rows
+
+
+def per_class(labels: NDArray, predicted: NDArray, classes: list[int]) -> tuple[NDArray, list[dict]]:
+    """The confusion matrix (K, K), true classes downwards, and precision, recall, F1 of each class."""
+    scores = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    keys = ("precision", "recall", "f1", "number")
+    return (confusion_matrix(labels, predicted, labels=classes),
+            [dict(zip(keys, map(float, row), strict=True)) for row in np.stack(scores, axis=1)])
 
 
 def explain_vae(model: Path, mixture: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -64,52 +77,46 @@ def explain_vae(model: Path, mixture: Path, data: Path, out: Path) -> dict[str, 
 
     All into `out`, with `summary.json`. Returns the summary.
     """
-    net, components, digits = vae.load_model(model), vae.load_mixture(mixture), vae.DigitDataset(data)
-    history = history_of(model)
-    reading = latent.read(net, components, digits)
+    net, gmm, digits = vae.load_model(model), vae.load_mixture(mixture), vae.DigitDataset(data)
+    history, found = runs.history_of(model), latent.encode(net, gmm, digits)
     make_folder(out)
-    draw.reconstructions(*latent.reconstructions(net, digits), out / "reconstructions.png")
-    draw.manifold(latent.manifold(net), latent.percentiles(), out / "manifold.png")
-    group, names, title = latent.groups(reading, components)
-    draw.scatter(reading.z, group, names, out / "scatter.svg", title=title)
-    draw.ellipses(reading.z, group, names, components.means.numpy(), components.covariances.numpy(),
-                  out / "ellipses.svg", component_names=[str(d) for d in components.digits or []],
-                  wrong=reading.wrong, title="ellipses: 1 and 2 σ of each component")
+    sheets.reconstructions(*latent.reconstructions(net, digits), out / "reconstructions.png")
+    sheets.manifold(latent.manifold(net), latent.percentiles(), out / "manifold.png")
+    group, names, title = latent.groups(found, gmm)
+    sheets.latents(found.z, group, names, out / "scatter.svg", title=title)
+    components = (gmm.means.numpy(), gmm.covariances.numpy(), [str(digit) for digit in gmm.digits])
+    sheets.latents(found.z, group, names, out / "ellipses.svg", mixture=components, wrong=found.wrong,
+                   title="ellipses: 1 and 2 σ of each component")
     summary: dict[str, Any] = {
-        "model": model.name, "images": len(digits), "reconstruction": latent.likeness(net, digits),
-        "latent mean": reading.z.mean(axis=0).tolist(), "latent covariance": np.cov(reading.z.T).tolist(),
-        "mixture": {"digits": components.digits, "weights": components.weights.tolist(),
-                    "means": components.means.tolist(), "covariances": components.covariances.tolist(),
-                    "nats a point": components.score(torch.from_numpy(reading.z))}}
-    if reading.labels is not None:
-        seen = sorted({*reading.labels.tolist(), *(components.digits or [])})
-        table = counts.confusion(reading.labels, reading.predicted, seen)
-        draw.confusion(table, [str(digit) for digit in seen], out / "confusion.svg")
-        summary |= {"scores": {name: float(v) for name, v in vae.scores(reading.labels, reading.predicted).items()},
-                    "digits": dict(zip(map(str, seen), counts.per_class(table), strict=True)),
-                    "confusion": table.tolist(), "misread": np.flatnonzero(reading.wrong).tolist()}
-    return finish(history, out, summary)
+        "model": model.name, "images": len(digits),
+        "reconstruction": latent.reconstruction_scores(net, digits),
+        "latent mean": found.z.mean(axis=0).tolist(), "latent covariance": np.cov(found.z.T).tolist(),
+        "mixture": {"digits": gmm.digits, "weights": gmm.weights.tolist(), "means": gmm.means.tolist(),
+                    "covariances": gmm.covariances.tolist(),
+                    "log-likelihood, nats a point": gmm.e_step(torch.from_numpy(found.z))[1]}}
+    if found.labels is not None:
+        classes = sorted({*found.labels.tolist(), *gmm.digits})
+        counts, scores = per_class(found.labels, found.predicted, classes)
+        draw.confusion(counts, [str(digit) for digit in classes], out / "confusion.svg")
+        summary |= {"scores": vae.scores(torch.from_numpy(found.labels), torch.from_numpy(found.predicted)),
+                    "digits": dict(zip(map(str, classes), scores, strict=True)), "confusion": counts.tolist(),
+                    "misclassified": np.flatnonzero(found.wrong).tolist()}
+    return finish(model, history, out, summary)
 
 
 def make_folder(out: Path) -> None:
-    """The folder, with those above it. Raises Mistake if it cannot be made."""
+    """The folder, with those above it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise bird.Mistake(f"{out} cannot be made ({error.strerror}); name a folder that can be written.") from error
+        raise UserError(f"{out} cannot be made ({error.strerror}); name another folder.") from error
 
 
-def history_of(model: Path) -> list[dict]:
-    """The rows that the training left beside the model; none, and a word about it, where there are none."""
-    rows = runs.history_of(model)
-    if not rows:
-        bird.note(f"no epochs in {model.with_suffix('.history.jsonl')}, so no curves are drawn; `train` writes it.")
-    return rows
-
-
-def finish(history: list[dict], out: Path, summary: dict[str, Any]) -> dict[str, Any]:
+def finish(model: Path, history: list[dict], out: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """The curves, where there is a history, and the summary on the disk."""
     if history:
         draw.curves(history, out / "curves.svg")
-    bird.write_atomic(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    else:
+        print(f"note: no epochs in {model.with_suffix('.history.jsonl')}, so no curves.", file=sys.stderr)
+    write_json(out / "summary.json", summary)
     return summary
