@@ -634,7 +634,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
         """As planned or, on a machine slower than planned, by the clock: only then bits depend on it."""
         planned = done + (1 - done) * step / steps / (epochs - len(history))
         elapsed = (time.monotonic() - start) / max(1.0, seconds * epochs / (epochs + 1))
-        return from_rank_0(max(planned, elapsed - 0.02))
+        return from_rank_0(max(planned, 1.02 * elapsed - 0.02))
 
     while done < 1 and stale < max(10, cfg.patience * epochs):
         size = image_size(done, epochs, photos)

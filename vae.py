@@ -552,7 +552,8 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path, 
 
         def progress(done: float, epochs=epochs, earlier=earlier, seconds=seconds) -> float:
             """Of the phase, 0 to 1: of its epochs or, where the budget is short, of its time."""
-            return max(done / epochs, (time.monotonic() - start - earlier) / seconds - 0.02)
+            elapsed = (time.monotonic() - start - earlier) / seconds
+            return max(done / epochs, 1.02 * elapsed - 0.02)
 
         while progress(done := sum(row["phase"] == phase for row in history)) < 1:
             row = train_epoch(parts, phase, images, given, held_out, cfg, done, progress)

@@ -157,7 +157,7 @@ def main(argv: list[str]) -> None:
         table.append((name, seed, *scores, f"{minutes:.1f}"))
         publish("digits", f"""### Digits against other VAEs
 
-{stamp(f"python -m bench.digits TRAIN VAL TEST --seeds {args.seeds}")}
+{stamp(f"python -m bench.digits TRAIN VAL TEST --seeds {args.seeds} --minutes {args.minutes:g}")}
 The others have two latents, Adam (1e-3, batches of 128) and the wall time that vae.py took with the same
 seed; their mixture starts at the class means of VAL.
 

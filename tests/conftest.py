@@ -70,7 +70,7 @@ def simulation(tmp_path, monkeypatch) -> SimpleNamespace:
     sim = SimpleNamespace(path=tmp_path / "bird.pth", now=0.0, pace=0.0, epoch=0, lr=[], losses=None)
     rows, pixels = torch.arange(10), torch.zeros(10, 3, 64, 64, dtype=torch.uint8)
     sim.data = bird.Data(pixels, rows % 2, rows[:8], rows[8:], ["a", "b"])
-    sim.history = lambda: [json.loads(row) for row in (tmp_path / "bird.history.jsonl").open()]
+    sim.history = lambda: list(map(json.loads, (tmp_path / "bird.history.jsonl").read_text().splitlines()))
 
     def step(training, x, target, lr):
         sim.now += sim.pace * x.shape[-1] ** 2 / 64**2
@@ -86,10 +86,10 @@ def simulation(tmp_path, monkeypatch) -> SimpleNamespace:
         return {"val_loss": loss, "val_accuracy": 0.5, "val_macro_f1": 0.5, "val_score": 0.5}
 
     def recalibrate(net, pixels):                                  # takes about an epoch
-        sim.now += 8 * sim.pace * sim.history()[-1]["size"] ** 2 / 64**2
+        sim.now += 4 * sim.pace * sim.history()[-1]["size"] ** 2 / 64**2
 
     def train(resume=True, **settings):
-        cfg = bird.Config(batch_size=1, **settings)
+        cfg = bird.Config(batch_size=2, **settings)
         return bird.run(lambda _: bird.train(Path("photos"), sim.path, cfg, resume), [])
 
     sim.train = train

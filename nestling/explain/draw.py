@@ -37,7 +37,7 @@ STYLE: Any = {
     "axes.edgecolor": GREY, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
     "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "grid.color": FAINT, "grid.linewidth": 0.5, "lines.linewidth": 1.2, "legend.frameon": False,
-    "figure.constrained_layout.use": True, "savefig.dpi": 250, "svg.hashsalt": "nestling",
+    "figure.constrained_layout.use": True, "savefig.dpi": 200, "svg.hashsalt": "nestling",
     "image.interpolation": "nearest",
 }
 styled = matplotlib.rc_context(STYLE)      # a decorator; without pyplot no figure is left open

@@ -30,6 +30,11 @@ class Predictions:
         """The most probable class of each photo, (N,)."""
         return self.probabilities.argmax(dim=1)
 
+    @property
+    def ratio(self) -> float:
+        """A usual width / height, for the places of figures."""
+        return float(self.aspect.median().clamp(0.8, 1.5))
+
 
 def predict_folder(net: bird.BirdNet, folder: Path) -> Predictions:
     """Decodes and classifies all photos of FOLDER/<class>/; broken ones are left out."""

@@ -63,9 +63,7 @@ def randomised(net: BirdNet, seed: int) -> BirdNet:
 
 def pointing_game(net: BirdNet, pixels: Tensor, labels: Tensor, masks: Tensor,
                   seeds: tuple[int, ...] = (0, 1, 2), most: int = 150) -> dict:
-    """Scores of the maps of the true classes `labels` (N,), means over the photos (N, 3, S, S) uint8.
-
-    Of more than `most` photos, so many are taken, evenly spread over the set.
+    """Scores of the maps of the true classes `labels` (N,), means over `most` photos (N, 3, S, S) at most.
 
     pointing        share of maps whose maximum lies on the bird, with no tolerance; a map of zeros is a miss
     heat_inside     share of the evidence that lies on the bird

@@ -28,8 +28,8 @@ def explain_bird(model: Path, dataset: Path, out: Path) -> dict[str, Any]:
     net, history = bird.load_model(model), runs.history_of(model)
     make_folder(out / "cams")
     found = photos.predict_folder(net, dataset)
-    rows = [sheets.cam_row(name, shown, out / "cams" / f"{name}.png") for name, shown in cam_rows(net, found)]
-    sheets.montage(rows, out / "cams.png")
+    sheets.montage([sheets.cam_row(name, shown, out / "cams" / f"{name}.png", ratio=found.ratio)
+                    for name, shown in cam_rows(net, found)], out / "cams.png")
     macro, micro = bird.f1(found.labels, found.predicted)
     indices = list(range(len(found.classes)))
     counts, classes = per_class(found.labels.numpy(), found.predicted.numpy(), indices)

@@ -164,22 +164,23 @@ def cam_facts(net: bird.BirdNet, found: photos.Predictions | None, dataset: Path
                     "--dataset.")
     k = len(found.classes)
     columns, places, wrong = (1, 5, 2) if k <= 3 else (2, 3, 1) if k <= 12 else (4, 2, 1)
-    width, ratio = draw.FULL / columns - 0.3, float(found.aspect.median().clamp(0.8, 1.5))
-    figures = [sheets.cam_row(name, shown, folder / f"cam{k}.png", places=places, width=width, ratio=ratio)
-               for k, (name, shown) in enumerate(cam_rows(net, found, places, wrong)[:MOST_CLASSES])]
+    rows = cam_rows(net, found, places, wrong)[:MOST_CLASSES]
+    figures = [sheets.cam_row(name, shown, folder / f"cam{k}.png", places=places,
+                              width=draw.FULL / columns - 0.3, ratio=found.ratio)
+               for k, (name, shown) in enumerate(rows)]
     facts = part(figures=[figure.name for figure in figures], columns=columns, table=None, middle="")
 
     each = [(found.labels == label).nonzero()[:, 0] for label in found.labels.unique()]
-    rows = torch.cat([of[::-(-len(of) * len(each) // MEASURED)] for of in each])
-    pixels, labels = found.pixels[rows], found.labels[rows]
+    some = torch.cat([of[::-(-len(of) * len(each) // MEASURED)] for of in each])
+    pixels, labels = found.pixels[some], found.labels[some]
     if masks := pointing.mask_folder(dataset):
-        known = pointing.read_masks(masks, [found.paths[i] for i in rows.tolist()], pixels.shape[-1])
+        known = pointing.read_masks(masks, [found.paths[i] for i in some.tolist()], pixels.shape[-1])
         game = pointing.pointing_game(net, pixels, labels, known, seeds=(0,))
         return facts | {"table": tables.pointing(game)}
-    middle = torch.zeros(len(rows), 64, 64, dtype=torch.bool)
+    middle = torch.zeros(len(some), 64, 64, dtype=torch.bool)
     middle[:, 16:48, 16:48] = True
     share = pointing.share_inside(gradcam.cam_maps(net, pixels, labels).cpu(), middle).mean().item()
-    return facts | {"middle": f"Over {len(rows)} maps of the true class, {share:.0%} of the evidence lies in "
+    return facts | {"middle": f"Over {len(some)} maps of the true class, {share:.0%} of the evidence lies in "
                               "the central quarter of the picture; spread evenly it would be 25%."}
 
 
