@@ -655,7 +655,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
                 x, target = mixup(x, target, g)
             lr = cfg.lr * lr_multiplier(p, cfg)
             outcomes.append(training.step(x, target, lr))
-        done = progress(steps)
+        done = min(1.0, progress(steps))
         loss, accuracy = torch.stack(outcomes).mean(dim=0).tolist()
         scores = from_rank_0(training.evaluate(data, size))
         if not math.isfinite(scores["val_loss"]):

@@ -42,7 +42,8 @@ def few(drawn, tmp_path_factory) -> Path:
 
 def table_of(results: Path) -> list[list[str]]:
     """The rows of the published table, without its head."""
-    return [line.strip("| ").split(" | ") for line in results.read_text().splitlines() if line[:2] == "| "][1:]
+    lines = [line for line in results.read_text().splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in lines[1:]]
 
 
 def cells(results: Path) -> dict[str, list[str]]:

@@ -295,8 +295,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(few, bird_mo
 
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_bytes(few, tmp_path):
-    (tmp_path / "whole").mkdir()
-    bird.train(few, tmp_path / "whole" / "bird.pth", bird.Config(epochs=5))
+    bird.train(few, tmp_path / "whole.pth", bird.Config(epochs=5))
     command = ("bird.py", few, "train", "bird.pth", "--epochs", 5)
     process = start(*command, cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "bird.checkpoint.pt").exists():
@@ -304,7 +303,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(few, tmp_path):
     process.kill()                                                 # SIGKILL, after the first epoch
     process.communicate()
     assert "resuming after epoch" in call(*command, cwd=tmp_path).stdout
-    assert (tmp_path / "bird.pth").read_bytes() == (tmp_path / "whole" / "bird.pth").read_bytes()
+    assert (tmp_path / "bird.pth").read_bytes() == (tmp_path / "whole.pth").read_bytes()
     assert (tmp_path / "bird.history.jsonl").read_text().count("\n") == 5
 
 
@@ -438,7 +437,7 @@ def wrong(few, bird_model, tmp_path_factory) -> Path:
     ("FEW train WRONG/m.pth --epochs 0", "--epochs"), ("FEW train WRONG/m.pth --budget nan", "--budget"),
     ("FEW train WRONG/m.pth --device mps", "no mps device"),
     ("FEW train WRONG/nowhere/m.pth", "cannot be written"), ("FEW train /sys/m.pth", "cannot be written")])
-def test_bad_input_gives_a_sentence_and_status_2(command, sentence, few, wrong, bird_model, capsys, monkeypatch):
+def test_bad_input_is_one_sentence_and_status_2(command, sentence, few, wrong, bird_model, capsys, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(bird, "Training", None)                    # no input here may start one
     for name, path in {"FEW": few, "WRONG": wrong, "MODEL": bird_model}.items():
@@ -456,8 +455,7 @@ def test_it_runs_alone_in_an_empty_folder(tmp_path):
     command = [sys.executable, "-I", "bird.py", "--help"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (shown.returncode, shown.stderr, os.listdir(tmp_path)) == (0, "", ["bird.py"])
-    for line in ("python bird.py DATASET train bird.pth", "python bird.py DATASET test  bird.pth"):
-        assert line in shown.stdout
+    assert "python bird.py DATASET train bird.pth" in shown.stdout
 
 
 @pytest.mark.parametrize("program", ["bird.py", "vae.py"])

@@ -18,7 +18,7 @@ def random_mixture(rng: np.random.Generator, k: int = 3, dims: int = 2) -> Gauss
     factors = 0.5 * rng.normal(size=(k, dims, dims)) + np.eye(dims)
     covariances = factors @ factors.transpose(0, 2, 1) + 0.05 * np.eye(dims)
     means, weights = 3 * rng.normal(size=(k, dims)), rng.dirichlet(np.full(k, 5.0))
-    return GaussianMixture(torch.tensor(weights), torch.tensor(means), torch.tensor(covariances), list(range(k)))
+    return GaussianMixture(*map(torch.tensor, (weights, means, covariances)), list(range(k)))
 
 
 def draw(mixture: GaussianMixture, rng: np.random.Generator, n: int) -> torch.Tensor:
@@ -77,8 +77,8 @@ def test_equals_scikit_learn_after_as_many_steps(seed):
                        precisions_init=np.linalg.inv(first.covariances.numpy()))
     with pytest.warns(ConvergenceWarning):
         theirs.fit(z.numpy())
-    for mine, name in ((ours.weights, "weights_"), (ours.means, "means_"), (ours.covariances, "covariances_")):
-        np.testing.assert_allclose(mine.numpy(), getattr(theirs, name), atol=1e-6, rtol=1e-6)
+    for name in ("weights", "means", "covariances"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, f"{name}_"), atol=1e-6, rtol=1e-6)
     assert ours.e_step(z)[1] == pytest.approx(theirs.score(z.numpy()), abs=1e-8)
     assert (ours.predict(z).numpy() == theirs.predict(z.numpy())).all()
 
@@ -107,7 +107,8 @@ def test_scale_and_shift_change_nothing_else(scale, shift):
     same = GaussianMixture.fit(z, start, [1, 4, 8])
     moved = GaussianMixture.fit(z * scale + shift, start * scale + shift, [1, 4, 8])
     assert torch.equal(moved.predict(z * scale + shift), same.predict(z))
-    assert moved.e_step(z * scale + shift)[1] == pytest.approx(same.e_step(z)[1] - 2 * math.log(scale), abs=1e-4)
+    likelihood = same.e_step(z)[1] - 2 * math.log(scale)
+    assert moved.e_step(z * scale + shift)[1] == pytest.approx(likelihood, abs=1e-4)
     torch.testing.assert_close((moved.means - shift) / scale, same.means, atol=1e-4, rtol=1e-4)
 
 
@@ -168,15 +169,15 @@ REFUSED = {                                                # before anything is 
     "GLOBAL": b"cbuiltins\ngetattr\n.", "REDUCE": b"cos\nsystem\n(S'touch canary'\ntR.",
     "INST": b"(S'touch canary'\nios\nsystem\n.", "OBJ": b"(cos\nsystem\nS'touch canary'\no.",
     "NEWOBJ": b"\x80\x02cbuiltins\nint\n)\x81.", "BUILD": b"}}b.", "EXT1": b"\x80\x02\x82\x01.",
-    "PERSID": b"Pcanary\n.", "array": pickled(weights=np.ones(3)), "number": pickled(digits=[np.int64(1), 4, 8]),
+    "PERSID": b"Pcanary\n.", "array": pickled(weights=np.ones(3)), "scalar": pickled(digits=[np.int64(1)]),
     "tensor": pickled(means=torch.zeros(3, 2)), "set": pickled(digits={1, 4, 8}),
     "memo bomb": b"\x80\x02]r\xff\xff\xff\x7f.", "shared": pickled(means=[ROW, ROW, ROW]),
 }
 BROKEN = {
     "nothing": b"", "text": b"not a pickle", "half": pickled()[:-40], "STOP": b".", "list": pickle.dumps([]),
-    "lacking": pickled(means=None), "two digits": pickled(digits=[1, 4]), "words": pickled(digits=["a", "b", "c"]),
+    "no means": pickled(means=None), "two": pickled(digits=[1, 4]), "words": pickled(digits=["a", "b", "c"]),
     "one latent": pickled(means=[[0.0], [1.0], [2.0]]), "ragged": pickled(means=[[0.0], [1.0, 2.0], []]),
-    "NaN": pickled(weights=[math.nan, 0.5, 0.5]), "infinite": pickled(means=[[math.inf, 0.0], [1.0, 1.0], [2.0, 2.0]]),
+    "NaN": pickled(weights=[math.nan, 0.5, 0.5]), "infinite": pickled(means=[[math.inf, 0.0] for _ in "abc"]),
     "negative": pickled(weights=[-0.5, 1.0, 0.5]), "infinite digit": pickled(digits=[math.inf, 4, 8]),
     "singular": pickled(covariances=[[[0.0, 0.0], [0.0, 0.0]] for _ in range(3)]),
     "not positive definite": pickled(covariances=[[[1.0, 2.0], [2.0, 1.0]] for _ in range(3)]),

@@ -1,4 +1,4 @@
-"""run.ipynb: it runs from top to bottom, finds photos where Kaggle mounts them, and shows lines as they come."""
+"""run.ipynb: it runs from top to bottom, finds photos where Kaggle mounts them, streams its output."""
 
 import os
 import shutil
@@ -44,10 +44,10 @@ def touch(*paths: Path) -> None:
 
 
 def test_it_is_kept_without_outputs():
-    assert not any(cell.get("outputs") for cell in NOTEBOOK.cells)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in NOTEBOOK.cells)
 
 
-@pytest.mark.parametrize("place", ["Birds/train", "identify-the-birds/Birds/train", "datasets/owner/birds/photos"])
+@pytest.mark.parametrize("place", ["Birds/train", "birds/Birds/train", "datasets/owner/birds/photos"])
 def test_photos_are_found_where_kaggle_mounts_them(place, tmp_path, monkeypatch):
     photos = tmp_path / "input" / place
     touch(*(photos / str(k) / "x.JPG" for k in range(3)), photos / "notes" / "x.txt", photos.parent / "x.jpg")
@@ -66,6 +66,24 @@ def test_without_photos_nothing_is_found(tmp_path, monkeypatch):
     assert set_up(monkeypatch, tmp_path)["photos"] is None           # not mounted at all
     touch(tmp_path / "input" / "digits" / "train.npz", tmp_path / "input" / "one" / "0" / "x.jpg")
     assert set_up(monkeypatch, tmp_path)["photos"] is None
+
+
+def test_birds_are_drawn_where_no_photos_are_mounted(tmp_path, drawn, monkeypatch):
+    names, commands = set_up(monkeypatch, tmp_path), []
+
+    def run(*command: object) -> None:
+        commands.append(command)
+        shutil.copytree(drawn, tmp_path / "out" / "birds")
+
+    names["run"] = run
+    draw = next(cell.source for cell in NOTEBOOK.cells if cell.source.startswith("if not photos"))
+    for _ in range(2):
+        exec(draw, names)
+        names["plt"].close("all")
+        assert names["photos"] == tmp_path / "out" / "birds" / "train"
+        assert names["test_photos"] == tmp_path / "out" / "birds" / "test"
+        names["photos"] = None                             # as when the notebook is run again
+    assert [command[:4] for command in commands] == [("-m", "nestling.cli", "data", "birds")]
 
 
 def test_lines_are_shown_as_they_are_printed_and_a_failure_stops(tmp_path, monkeypatch):
@@ -101,8 +119,9 @@ def test_it_runs_from_top_to_bottom(tmp_path, drawn):
             for photo in sorted(species.iterdir())[:number]:
                 shutil.copy(photo, photos / part / species.name)
     few_digits(out / "digits")
-    subprocess.run([sys.executable, "-c", EXECUTE, ROOT / "run.ipynb", executed], cwd=ROOT, check=True, env={
-        **os.environ, "NESTLING_INPUT": str(tmp_path / "input"), "NESTLING_OUT": str(out), "NESTLING_EPOCHS": "1"})
+    settings = {"NESTLING_INPUT": str(photos.parent), "NESTLING_OUT": str(out), "NESTLING_EPOCHS": "1"}
+    subprocess.run([sys.executable, "-c", EXECUTE, ROOT / "run.ipynb", executed], cwd=ROOT, check=True,
+                   env={**os.environ, **settings})
     assert len((out / "bird.csv").read_text().splitlines()) == 11
     assert len((out / "vae.csv").read_text().splitlines()) == 21
     for part in ("bird", "vae"):

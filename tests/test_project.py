@@ -130,8 +130,8 @@ NotebookClient(nbformat.read(sys.argv[1], as_version=4), timeout=None, kernel_na
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    for name, value in (("EPOCHS", "1"), ("BIRDS", "8"), ("INPUT", "nowhere"), ("OUT", str(tmp_path))):
+def test_the_notebook_runs_from_top_to_bottom(few, tmp_path, monkeypatch):
+    for name, value in (("EPOCHS", "1"), ("INPUT", str(few.parent)), ("OUT", str(tmp_path))):
         monkeypatch.setenv(f"NESTLING_{name}", value)
     subprocess.run([sys.executable, "-c", NOTEBOOK, ROOT / "run.ipynb"], cwd=ROOT, check=True)
     for name in ("bird.csv", "vae.csv", "vae_reconstructed.npz"):

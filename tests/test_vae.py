@@ -220,7 +220,8 @@ def test_killed_or_not_the_same_seed_gives_the_same_bytes_whatever_the_labels_of
     code = f"""import os, signal, vae; loss, calls = vae.latent_loss, iter("1234")     # of epochs 3 and 4
 vae.latent_loss = lambda *of: loss(*of) if next(calls, None) else os.kill(os.getpid(), signal.SIGKILL)
 vae.train(*{FILES}, vae.{SHORT}, "cpu")"""
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     vae.train(*FILES, SHORT, "cpu")
     assert "resuming after epoch 3" in capsys.readouterr().out
@@ -287,8 +288,8 @@ def test_every_form_of_the_images_is_read(small):
             np.savez(file, **form) if isinstance(form, dict) else np.save(file, form)
         close(DigitDataset("form").images, torch.from_numpy(x).float() / 255)
         assert DigitDataset("form")[3][1] == (-1 if i < len(forms) else y[3])
-    np.save("one.npy", x[0])
-    assert DigitDataset("one.npy").images.shape == (1, 28, 28)
+    np.save("a.npy", x[0])
+    assert DigitDataset("a.npy").images.shape == (1, 28, 28)
 
 
 X, Y = np.zeros((6, 28, 28), np.uint8), np.arange(6)
@@ -325,6 +326,5 @@ def test_a_wrong_file_is_one_sentence_and_status_2(small, capsys, command, conte
     elif content is not None:
         torch.save(content, path) if command is AS_MODEL else np.savez(path, **content)
     assert vae.run(vae.main, [item.replace("?", "wrong.npz") for item in command]) == 2
-    name = "" if "--" in word else "wrong.npz"
-    assert re.fullmatch(rf"error: (?=.*{name}).*{word}.*\n", capsys.readouterr().err)
+    assert re.fullmatch(rf"error: (?=.*{'' if '--' in word else path}).*{word}.*\n", capsys.readouterr().err)
     assert outputs() == before
