@@ -145,7 +145,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     """The checkpoint of a stopped training of the same `fingerprint`, or None."""
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, AttributeError):   # broken, or no dict
         if path.exists() and (saved := load(path)).get("key") == key:
             print(f"resuming after epoch {len(saved['history'])}, from {path}")
             return saved

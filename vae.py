@@ -65,7 +65,7 @@ class Config:
     ssim: float = 100.0              # weight of 1 - SSIM beside them; 0: the assignment's loss
     clusters: bool = True            # prior: a mixture over clusters; False: N(0, I)
     neighbours: int = 5              # an image is paired with one of its nearest; 0: with itself
-    warp: bool = True                # both images of a pair are warped
+    warp: bool = True                # in the first half of the phase, both images are warped
     heads: int = 5                   # sub-heads of IIC, of which the most certain one is used
     entropy: float = 1.5             # weight of the marginal entropies; 1: plain IIC
     separation: float = 2.8          # half the distance of neighbouring prior means, in stds
@@ -140,7 +140,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     """The checkpoint of a stopped training of the same `fingerprint`, or None."""
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, AttributeError):   # broken, or no dict
         if path.exists() and (saved := load(path)).get("key") == key:
             print(f"resuming after epoch {len(saved['history'])}, from {path}")
             return saved
@@ -200,7 +200,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             found = np.load(file, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 return {"data": found}
-            return {name: found[name] for name in found.files}
+            return {name: np.asarray(found[name]) for name in found.files}
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile,
             zlib.error) as error:
         raise UserError(f"{path} cannot be read as arrays ({error}); write it with "
@@ -457,7 +457,7 @@ class GaussianMixture:
             max_iter: int = 500) -> GaussianMixture:
         """EM on z (N, D), started from the points nearest to each of `means` (K, D)."""
         z, means = z.double(), means.double()
-        floor, before = 1e-6 * float(z.var(dim=0).mean()), -math.inf
+        floor, before = max(1e-6 * float(z.var(dim=0).mean()), 1e-24), -math.inf
         mixture = cls(means[:, 0], means, means[:, :, None], digits)
         r = F.one_hot(torch.cdist(z, means).argmin(dim=1), len(means)).to(z)
         for _ in range(max_iter):
@@ -496,7 +496,8 @@ def load_mixture(path: str | Path) -> GaussianMixture:
         mixture, k = GaussianMixture(weights, means, covariances, list(map(int, plain["digits"]))), len(means)
         if (weights.shape, means.shape, covariances.shape) != ((k,), (k, LATENT), (k, LATENT, LATENT)):
             raise ValueError("its shapes do not fit together")
-        if len(mixture.digits) != k or not mixture.log_joint(means).isfinite().all():
+        good = len(mixture.digits) == k and set(mixture.digits) <= set(range(10))
+        if not good or abs(weights.sum() - 1) > 1e-6 or not mixture.log_joint(means).isfinite().all():
             raise ValueError("its values are no mixture's")
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError,
             pickle.UnpicklingError) as error:
@@ -540,22 +541,21 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path, 
           f"{len(data)} images, digits {', '.join(map(str, digits))}", flush=True)
 
     for phase in phases:
-        epochs, until = cfg.epochs or 64, 0.95             # share of the budget at the phase's end
-        if phase == "clusters":
-            epochs, until = math.ceil(cfg.cluster_share * epochs), 0.4
+        if phase == "clusters":                            # until: share of the budget at the phase's end
+            epochs, begin, until = math.ceil(cfg.cluster_share * (cfg.epochs or 64)), 0.0, 0.4
             given = nearest_neighbours(images, images, cfg.neighbours + 1)              # (N, k + 1)
         else:
+            earlier = [row["seconds"] for row in history if row["phase"] == "clusters"]
+            epochs, begin, until = cfg.epochs or 64, max(earlier, default=0.0), 0.95
             with torch.no_grad():                          # (N, C) q(c|x), fixed from here on
                 given = torch.cat([net.eval().clusters(part) for part in images.split(1024)])
-        earlier = max((row["seconds"] for row in history if row["phase"] != phase), default=0.0)
-        seconds = math.inf if cfg.epochs else until * 60 * cfg.budget - earlier
+        seconds = math.inf if cfg.epochs else max(1.0, until * 60 * cfg.budget - begin)
 
-        def progress(done: float, epochs=epochs, earlier=earlier, seconds=seconds) -> float:
+        def progress(done: float, epochs=epochs, begin=begin, seconds=seconds) -> float:
             """Of the phase, 0 to 1: of its epochs or, where the budget is short, of its time."""
-            elapsed = (time.monotonic() - start - earlier) / seconds
-            return max(done / epochs, 1.02 * elapsed - 0.02)
+            return max(done / epochs, 1.02 * (time.monotonic() - start - begin) / seconds - 0.02)
 
-        while progress(done := sum(row["phase"] == phase for row in history)) < 1:
+        while not (done := sum(row["phase"] == phase for row in history)) or progress(done) < 1:
             row = train_epoch(parts, phase, images, given, held_out, cfg, done, progress)
             if not all(map(math.isfinite, row.values())):
                 raise UserError(f"the loss is no longer finite in epoch {len(history) + 1}; look at the "
@@ -597,7 +597,9 @@ def train_epoch(parts: dict[str, Any], phase: str, images: Tensor, given: Tensor
             break
         if phase == "clusters":
             k = torch.randint(1, given.shape[1], (size,), generator=g) if cfg.neighbours else 0
-            loss, terms = cluster_loss(net, images[rows], images[given[rows, k]], cfg, g)
+            pair = torch.cat((images[rows], images[given[rows, k]]))
+            x, near = (warp(pair, g) if cfg.warp and p < 0.5 else pair).chunk(2)
+            loss, terms = cluster_loss(net, x, near, cfg.entropy)
         else:
             loss, terms = latent_loss(net, images[rows], given[rows], cfg, g)
         lr = lr_multiplier(p) * (cfg.lr if phase == "latents" else cfg.cluster_lr)
@@ -614,19 +616,17 @@ def train_epoch(parts: dict[str, Any], phase: str, images: Tensor, given: Tensor
         net.head.fill_(means["information"].argmax())      # the most certain head
     with torch.no_grad():
         x, g = held_out, generator("held out")
-        _, held = (cluster_loss(net.eval(), x, x, cfg, g) if phase == "clusters" else
+        _, held = (cluster_loss(net.eval(), x, x, cfg.entropy) if phase == "clusters" else
                    latent_loss(net.eval(), x, net.clusters(x), cfg, g))
     means |= {f"held_{name}": value for name, value in held.items()}
     return {"lr": lr, **{name: float(value.max()) for name, value in means.items()}}
 
 
-def cluster_loss(net: VAE, x: Tensor, near: Tensor, cfg: Config,
-                 g: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """An image and one near it must share a cluster, and the clusters be even. No label is used."""
-    pair = torch.cat((x, near))
-    p, q = net.cluster_probs(warp(pair, g) if cfg.warp else pair).chunk(2)                  # (N, H, C)
+def cluster_loss(net: VAE, x: Tensor, near: Tensor, entropy: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Images and near ones must share their clusters, and these be even. No label is used."""
+    p, q = net.cluster_probs(torch.cat((x, near))).chunk(2)            # (N, H, C)
     information = mutual_information(p, q).detach()        # (H,)
-    return -mutual_information(p, q, cfg.entropy).sum(), {"information": information}
+    return -mutual_information(p, q, entropy).sum(), {"information": information}
 
 
 def latent_loss(net: VAE, x: Tensor, q: Tensor, cfg: Config,

@@ -153,7 +153,7 @@ def test_mixed_targets_hold_the_shares_of_the_pixels():
         assert 0.5 <= shares.diagonal().min() <= shares.diagonal().max() <= 1
 
 
-@pytest.mark.parametrize(("classes", "batch_norm"), [(3, True), (12, True), (3, False)])
+@pytest.mark.parametrize(("classes", "batch_norm"), [(3, True), (12, True), (10, False)])
 def test_a_saved_model_loads_in_anyones_hands(classes, batch_norm, tmp_path):
     net, model = bird.BirdNet(classes, batch_norm=batch_norm).eval(), bird.BirdNet()
     net.extra["classes"] = [f"species {k}" for k in range(classes)]
@@ -279,9 +279,9 @@ def test_the_budget_is_kept_and_used_on_a_machine_whose_pace_changes(first, late
     simulation.pace = first
     monkeypatch.setattr(bird, "fit_epochs", plan)
     monkeypatch.setattr(bird, "save", lambda path, state: None)    # checkpoints cost time
-    assert simulation.train(budget=60) == 0
-    assert simulation.now <= 3600
-    assert simulation.now > 0.85 * 3600 or len(simulation.history()) == 304   # the longest plan
+    assert simulation.train(budget=30) == 0
+    assert (0.85 * 1800 if first == 1 else 0) < simulation.now <= 1800
+    assert (len(simulation.history()) == 304) == (first < 1)      # the longest plan
     assert simulation.lr[-1] < 0.01 * max(simulation.lr)
     plans = [row["epochs"] for row in simulation.history()[1:]]
     assert (plans[-1] > 1.3 * plans[0]) == (later == 0.5)
@@ -340,7 +340,7 @@ def seen_by(layer: torch.nn.Module, net: bird.BirdNet, pixels: torch.Tensor, tta
 def test_test_time_augmentation_is_the_mean_over_two_views_and_their_mirror_images(few, bird_model):
     net, pixels = bird.load_model(bird_model), bird.decode(bird.find_images(few)[0], "")[0]
     views, (alone,) = (seen_by(net.features, net, pixels, tta) for tta in (True, False))
-    assert sum(torch.equal(a, b.flip(3)) for a in views for b in views) == len(views) == 4
+    assert [sum(torch.equal(a, b.flip(3)) for b in views) for a in views] == [1, 1, 1, 1]
     with torch.no_grad(), bird.autocast(CPU):
         p = torch.stack([net.classify(net.features(x)).float().softmax(dim=1) for x in (alone, *views)])
     torch.testing.assert_close(bird.predict(net, pixels, tta=False), p[0])
@@ -369,11 +369,13 @@ def test_it_learns_drawn_birds(few, tmp_path):
 
 def test_the_same_photos_have_the_same_labels_in_any_folder(few, bird_model, tmp_path, capsys):
     net, (paths, names) = bird.load_model(bird_model), bird.find_images(few)
-    p, classes = bird.predict(net, bird.decode(paths, "")[0]), net.extra["classes"]
-    net.extra["counts"] = [5, 9, 7]                                # a broken photo is of the second class
+    pixels, labels = bird.decode(paths, "")[0], [net.extra["classes"].index(name) for name in names]
+    net.head.bias.data -= bird.predict(net, pixels).log().mean(dim=0)          # else one class wins
+    expected = bird.predict(net, pixels).argmax(dim=1)
+    expected[30] = (bird.predict(net, 0 * pixels[:1]).argmax() + 1) % 3        # not what is seen in black
+    net.extra["counts"] = [int(k == expected[30]) for k in range(3)]
+    assert len(expected.unique()) == 3
     bird.save(tmp_path / "bird.pth", net.state_dict())
-    labels, expected = [classes.index(name) for name in names], p.argmax(dim=1)
-    expected[30] = 1
     for kind, first, place in (("whole", 0, "{name}"), ("lacking", 24, "{name}"), ("flat", 0, "."),
                                ("dummy", 0, "unknown")):
         for i, (path, name) in list(enumerate(zip(paths, names, strict=True)))[first:]:
@@ -437,7 +439,7 @@ def wrong(few, bird_model, tmp_path_factory) -> Path:
     ("FEW train WRONG/m.pth --epochs 0", "--epochs"), ("FEW train WRONG/m.pth --budget nan", "--budget"),
     ("FEW train WRONG/m.pth --device mps", "no mps device"),
     ("FEW train WRONG/nowhere/m.pth", "cannot be written"), ("FEW train /sys/m.pth", "cannot be written")])
-def test_bad_input_is_one_sentence_and_status_2(command, sentence, few, wrong, bird_model, capsys, monkeypatch):
+def test_bad_input_gives_a_sentence_and_fails(command, sentence, few, wrong, bird_model, capsys, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(bird, "Training", None)                    # no input here may start one
     for name, path in {"FEW": few, "WRONG": wrong, "MODEL": bird_model}.items():

@@ -18,7 +18,7 @@ def random_mixture(rng: np.random.Generator, k: int = 3, dims: int = 2) -> Gauss
     factors = 0.5 * rng.normal(size=(k, dims, dims)) + np.eye(dims)
     covariances = factors @ factors.transpose(0, 2, 1) + 0.05 * np.eye(dims)
     means, weights = 3 * rng.normal(size=(k, dims)), rng.dirichlet(np.full(k, 5.0))
-    return GaussianMixture(*map(torch.tensor, (weights, means, covariances)), list(range(k)))
+    return GaussianMixture(torch.tensor(weights), torch.tensor(means), torch.tensor(covariances), [*range(k)])
 
 
 def draw(mixture: GaussianMixture, rng: np.random.Generator, n: int) -> torch.Tensor:
