@@ -3,10 +3,8 @@
     python bird.py DATASET train bird.pth    # DATASET/<class>/<image>; trains, saves the model
     python bird.py DATASET test  bird.pth    # writes bird.csv in the current folder
 
-The file reads in the order of the data:
-find -> decode -> split -> augment -> BirdNet -> optimise -> train -> predict.
-Results: bench/RESULTS.md. Experiments: docs/log.md.
-
+The file reads in the order of the data: find -> decode -> split -> augment -> BirdNet ->
+optimise -> train -> predict. Results: bench/RESULTS.md. Experiments: docs/log.md.
 Axes: N photos, B images a batch, K classes, C channels, S px a side stored, s px a side seen.
 """
 
@@ -51,7 +49,7 @@ class Config:
 
     seed: int = 0
     epochs: int | None = None        # None: as many as fit the budget
-    budget: float = 110.0            # minutes from the start to the saved model; ignored with `epochs`
+    budget: float = 110.0         # minutes from the start to the saved model; ignored with `epochs`
     device: str | None = None        # None: cuda, mps or cpu, the first one found
     # augmentation, at full magnitude
     hflip: float = 0.5               # probability of a mirror image
@@ -59,7 +57,7 @@ class Config:
     degrees: float = 20.0            # rotation, either way
     min_scale: float = 0.45          # shortest side of a crop, as a share of the photo's
     log_ratio: float = 0.2           # log of the aspect ratio, either way
-    jitter: float = 0.3              # brightness, contrast, saturation: times 1 +- this; hue: a third
+    jitter: float = 0.3            # brightness, contrast, saturation: times 1 +- this; hue: a third
     mixup: float = 0.5               # probability that a batch is mixed, except in the last fifth
     # optimisation
     batch_size: int = 128
@@ -76,7 +74,7 @@ class Config:
 
     def __post_init__(self):
         if (self.epochs is not None and self.epochs < 1) or not 0 < self.budget < math.inf:
-            raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} minutes is not above 0.")
+            raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} is not above 0.")
 
 
 # ------------------------------------------------------ shared with vae.py, word for word (tested)
@@ -114,7 +112,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another.") from error
 
 
 def check_writable(path: Path) -> None:
@@ -137,7 +135,7 @@ def load(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name the model file.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a model.") from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
             pickle.PickleError) as error:
         raise UserError(f"{path} is no whole PyTorch file; copy it anew or train again.") from error
@@ -150,12 +148,12 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
             print(f"resuming after epoch {len(saved['history'])}, from {path}")
             return saved
     if path.exists():
-        print(f"note: {path} is broken or of other settings or data; starting anew.", file=sys.stderr)
+        print(f"note: {path} is broken or of another training: starting anew.", file=sys.stderr)
     return None
 
 
 def fingerprint(settings: Any, *data: Tensor) -> str:
-    """Of settings, data, program and version: a checkpoint continues only the very same training."""
+    """Of settings, data, program and version: a checkpoint continues only the same training."""
     digest = hashlib.sha256(repr((settings, torch.__version__)).encode())
     if "__file__" in globals():                            # not in a notebook's cell
         digest.update(Path(__file__).read_bytes())
@@ -179,9 +177,8 @@ def generator(*key: Any) -> torch.Generator:
 
 def ema_fn(decay: float) -> Callable:
     """For `AveragedModel`: the decay starts low, lest the random start stay in the average."""
-    def update(averaged, current, n):
-        get_ema_multi_avg_fn(min(decay, float((1 + n) / (10 + n))))(averaged, current, n)
-    return update
+    return lambda averaged, current, n: get_ema_multi_avg_fn(
+        min(decay, float((1 + n) / (10 + n))))(averaged, current, n)
 
 
 def run(main: Callable[[list[str]], None], argv: list[str]) -> int:
@@ -228,14 +225,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_image(path: Path, pixels: np.ndarray) -> float | None:
-    """Fills `pixels` (3, S, S) uint8 with the photo, squashed; its width / height, None if broken.
-
-    A JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that covers 0.8 S (libjpeg's scaling).
-    """
+    """Fills `pixels` (3, S, S) uint8 with the squashed photo; its aspect ratio, None if broken."""
     size = pixels.shape[-1]
     try:
         with Image.open(path) as file:
-            file.draft("RGB", (size * 4 // 5, size * 4 // 5))
+            file.draft("RGB", (size * 4 // 5, size * 4 // 5))       # a JPEG at 1/1, 1/2, 1/4 or 1/8
             image = to_rgb(file)
             small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
             pixels[:] = np.asarray(small).transpose(2, 0, 1)
@@ -270,7 +264,7 @@ def polar(pixels: Tensor, aspect: Tensor, zoom: float) -> Tensor:
     """Photos sampled on 12 circles about their centres, (N, 3, 12, 64): a rotation is a shift."""
     radius = torch.linspace(0.15, 0.95, 12)[:, None] * zoom
     angle = torch.arange(64) * (2 * math.pi / 64)
-    circles = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)         # (12, 64, 2)
+    circles = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)        # (12, 64, 2)
     unsquash = torch.stack([(1 / aspect).clamp(max=1), aspect.clamp(max=1)], dim=1)     # (N, 2)
     rays = F.grid_sample(pixels.float(), circles * unsquash[:, None, None], align_corners=False)
     return rays - rays.mean(dim=(1, 2, 3), keepdim=True)
@@ -279,8 +273,7 @@ def polar(pixels: Tensor, aspect: Tensor, zoom: float) -> Tensor:
 def near_duplicates(pixels: Tensor, aspect: Tensor, threshold: float = 0.98) -> Tensor:
     """A group number a photo, (N,): rotated, mirrored, cropped, re-compressed copies share one.
 
-    Compared are the magnitudes of Fourier coefficients along the circles, which rotating and
-    mirroring leave as they are, at four zooms.
+    Rotating and mirroring leave the magnitudes of Fourier coefficients along circles as they are.
     """
     small, groups = resize(pixels, 48), torch.arange(len(pixels))
     keys = [F.normalize(torch.fft.rfft(polar(small, aspect, zoom), dim=-1).abs().flatten(1), dim=1)
@@ -315,12 +308,12 @@ def load_data(folder: Path, seed: int) -> Data:
     groups = near_duplicates(pixels, aspect).numpy()[rows]
     sizes = np.bincount(labels[rows], minlength=len(classes))
     if len(classes) < 2 or min(sizes) < 5 or len(np.unique(groups)) < 5:
-        raise UserError(f"{folder} needs at least 2 class folders, with 5 different images in each.")
+        raise UserError(f"{folder} needs 2 class folders or more, 5 different images in each.")
     folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=seed % 2**32)
     folds = next(folds.split(rows, labels.numpy()[rows], groups))
     train, val = (torch.from_numpy(rows[fold]) for fold in folds)
-    print(f"data: {len(rows)} photos of {len(classes)} classes, {len(train)} to train, {len(val)} to "
-          f"validate; {len(rows) - len(np.unique(groups))} near-duplicates kept on one side")
+    print(f"data: {len(rows)} photos of {len(classes)} classes, {len(train)} to train, {len(val)} "
+          f"to validate; {len(rows) - len(np.unique(groups))} near-duplicates kept on one side")
     return Data(pixels, labels, train, val, classes)
 
 
@@ -342,9 +335,9 @@ def augment(pixels: Tensor, size: int, cfg: Config, m: float, g: torch.Generator
     centre = uniform(-1, 1, 2) * (1 - scale).abs()[:, None]            # the crop stays in the photo
     right = torch.stack([angle.cos(), angle.sin()], dim=1) * (scale * ratio * flip_x)[:, None]
     down = torch.stack([-angle.sin(), angle.cos()], dim=1) * (scale / ratio * flip_y)[:, None]
-    x = crop(pixels, torch.stack([right, down, centre], dim=2), size)                   # (B, 3, s, s)
+    x = crop(pixels, torch.stack([right, down, centre], dim=2), size)                 # (B, 3, s, s)
 
-    # jitter: tint (contrast (grey + saturation (x - grey)) + (1 - contrast) mean), as one matrix an image
+    # jitter: tint (contrast (grey + saturation (x - grey)) + (1 - contrast) mean), as a matrix
     c = m * cfg.jitter
     brightness, contrast, saturation = (uniform(1 - c, 1 + c, 1, 1) for _ in range(3))  # (B, 1, 1)
     tint = brightness * uniform(1 - c / 3, 1 + c / 3, 3, 1)                             # (B, 3, 1)
@@ -356,7 +349,8 @@ def augment(pixels: Tensor, size: int, cfg: Config, m: float, g: torch.Generator
 def crop(pixels: Tensor, theta: Tensor, size: int) -> Tensor:
     """(B, 3, S, S) uint8 and affine maps (B, 2, 3) -> (B, 3, size, size) in 0..1."""
     grid = F.affine_grid(theta, [len(pixels), 3, size, size], align_corners=False)
-    return F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False).div_(255)
+    x = F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False)
+    return x.div_(255)
 
 
 def mixup(x: Tensor, target: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -380,16 +374,14 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: bool, se: bool):
         super().__init__()
-        self.body = nn.Sequential(
-            *conv(inputs, outputs, 3, stride, batch_norm), nn.ReLU(inplace=True),
-            *conv(outputs, outputs, 3, 1, batch_norm))
-        nn.init.zeros_(self.body[-1].get_parameter("weight"))   # starts as identity (Goyal et al. 2017)
+        self.body = nn.Sequential(*conv(inputs, outputs, 3, stride, batch_norm),
+                                  nn.ReLU(inplace=True), *conv(outputs, outputs, 3, 1, batch_norm))
+        nn.init.zeros_(self.body[-1].get_parameter("weight"))  # starts as identity (Goyal 2017)
         self.se = nn.Sequential(
-            nn.Linear(outputs, outputs // 8), nn.ReLU(inplace=True), nn.Linear(outputs // 8, outputs),
-            nn.Sigmoid()) if se else None
-        self.shortcut = nn.Sequential(
-            *[nn.AvgPool2d(2, ceil_mode=True)] * (stride == 2),
-            *(conv(inputs, outputs, 1, 1, batch_norm) if inputs != outputs else []))
+            nn.Linear(outputs, outputs // 8), nn.ReLU(inplace=True),
+            nn.Linear(outputs // 8, outputs), nn.Sigmoid()) if se else None
+        self.shortcut = nn.Sequential(*[nn.AvgPool2d(2, ceil_mode=True)] * (stride == 2), *(
+            conv(inputs, outputs, 1, 1, batch_norm) if inputs != outputs else []))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.body(x)                                        # (B, C, h, w)
@@ -399,10 +391,7 @@ class Block(nn.Module):
 
 
 class BirdNet(nn.Module):
-    """A residual network for photos of any size: RGB in 0..1 -> one logit a class.
-
-    Class names, class sizes and the image size ride in the state_dict (`get_extra_state`).
-    """
+    """A residual network for photos of any size: RGB in 0..1 -> one logit a class."""
 
     STAGES = ((40, 1, 1), (64, 2, 1), (128, 2, 2), (256, 1, 1))        # channels, stride, blocks
 
@@ -413,7 +402,7 @@ class BirdNet(nn.Module):
             "size": 128, "batch_norm": batch_norm}
         channels = self.STAGES[0][0]
         layer, *norm = conv(32, channels, 3, 1, batch_norm)
-        layers = [*conv(3, 32, 3, 2, batch_norm=False), nn.ReLU(inplace=True),     # stem: (B, 40, s/4, s/4)
+        layers = [*conv(3, 32, 3, 2, batch_norm=False), nn.ReLU(inplace=True),  # (B, 32, s/2, s/2)
                   layer, nn.MaxPool2d(2), *norm, nn.ReLU(inplace=True)]
         for stage, (outputs, stride, blocks) in enumerate(self.STAGES):
             for block in range(blocks):
@@ -445,7 +434,7 @@ class BirdNet(nn.Module):
         axis = torch.arange(0.5, h.shape[3], device=h.device) * 2 / h.shape[3] - 1      # of squares
         return torch.stack([cam.sum(dim=1) @ axis, cam.sum(dim=2) @ axis], dim=1)
 
-    def get_extra_state(self) -> dict:
+    def get_extra_state(self) -> dict:                                 # rides in the state_dict
         return self.extra
 
     def set_extra_state(self, state: dict) -> None:
@@ -453,7 +442,8 @@ class BirdNet(nn.Module):
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         """As any module's, of any number of classes: the network first takes on the state's."""
-        classes, batch_norm = (state_dict["_extra_state"][name] for name in ("classes", "batch_norm"))
+        extra = state_dict["_extra_state"]
+        classes, batch_norm = extra["classes"], extra["batch_norm"]
         if (len(classes), batch_norm) != (self.head.out_features, self.extra["batch_norm"]):
             self.__init__(len(classes), batch_norm=batch_norm)  # type: ignore[misc]
         return super().load_state_dict(state_dict, *args, **kwargs)
@@ -473,12 +463,12 @@ def load_model(path: Path) -> BirdNet:
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum (Jordan et al. 2024) for convolutions, as matrices (O, I k k).
 
-    `torch.optim.Muon` takes no 4-d weights, and multiplies in bfloat16, which few CPUs can. Scaled to
-    the step length of AdamW (Liu et al. 2025), so that both share one learning rate.
+    Scaled to AdamW's step length (Liu et al. 2025), so that both share one learning rate.
+    `torch.optim.Muon` takes no 4-d weights, and multiplies in bfloat16, which few CPUs can.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.9):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.9})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -493,12 +483,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(g: Tensor) -> Tensor:
-    """(O, I) -> roughly U V' of g = U S V': three Newton-Schulz steps.
-
-    A step multiplies x by a polynomial of x x'. All are composed on that small matrix, in half the time.
-    """
-    def polynomial(a: Tensor) -> Tensor:                               # 3.4445 - 4.7750 a + 2.0315 a a
-        return torch.addmm(3.4445 * torch.eye(len(a), device=a.device) - 4.7750 * a, a, a, alpha=2.0315)
+    """(O, I) -> roughly U V' of g = U S V': three Newton-Schulz steps, composed on x x'."""
+    def polynomial(a: Tensor) -> Tensor:                            # 3.4445 - 4.7750 a + 2.0315 a a
+        return torch.addmm(3.4445 * torch.eye(len(a)).to(a) - 4.7750 * a, a, a, alpha=2.0315)
 
     x = g / g.norm().clamp(min=1e-12)
     x = x.T if len(g) > g.shape[1] else x
@@ -540,7 +527,7 @@ def fit_epochs(seconds: float, row: dict[str, Any], photos: int) -> int:
 
 # ------------------------------------------------------ 7. train
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the hardware multiplies it: CUDA since Ampere, Intel with AMX, AMD since Zen 4."""
+    """bfloat16 where the hardware multiplies it: CUDA since Ampere, Intel AMX, AMD since Zen 4."""
     cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     bf16 = cpu.get("amx_bf16") or cpu.get("avx512_bf16") or (
         device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
@@ -563,16 +550,17 @@ class Training:
         net = BirdNet(len(data.classes), dropout=cfg.dropout, batch_norm=cfg.batch_norm)
         counts = data.labels[data.train].bincount(minlength=len(data.classes)).clamp(min=1)
         net.extra |= {"classes": data.classes, "counts": counts.tolist()}
-        self.cfg, self.net = cfg, net.to(device).to(memory_format=torch.channels_last)  # type: ignore
+        self.cfg = cfg
+        self.net: BirdNet = net.to(device).to(memory_format=torch.channels_last)  # type: ignore
         self.model = nn.parallel.DistributedDataParallel(net) if dist.is_initialized() else net
         self.ema = AveragedModel(net, multi_avg_fn=ema_fn(cfg.ema_decay), use_buffers=True)
         self.averaged: BirdNet = self.ema.module  # type: ignore[assignment]
-        weights = counts.sum() / (len(counts) * counts) if cfg.class_weights else torch.ones(len(counts))
-        self.class_weights = weights.to(device)                        # (K,)
-        filters, matrices, vectors = ([p for p in net.parameters() if p.ndim == n] for n in (4, 2, 1))
+        weights = counts.sum() / (len(counts) * counts)
+        self.class_weights = (weights if cfg.class_weights else torch.ones(len(counts))).to(device)
+        filters, linear, rest = ([p for p in net.parameters() if p.ndim == n] for n in (4, 2, 1))
         self.muon = Muon(filters, cfg.lr, cfg.weight_decay)
-        self.adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": cfg.weight_decay},
-                                        {"params": vectors, "weight_decay": 0.0}], cfg.lr, (0.9, 0.99))
+        self.adamw = torch.optim.AdamW([{"params": linear, "weight_decay": cfg.weight_decay},
+                                        {"params": rest, "weight_decay": 0}], cfg.lr, (0.9, 0.99))
         self.parts: dict[str, Any] = {
             "net": net, "ema": self.ema, "muon": self.muon, "adamw": self.adamw}
 
@@ -606,32 +594,33 @@ class Training:
 def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> tuple[float, float]:
     """Trains on FOLDER/<class>/ and saves the averaged weights of the lowest validation loss.
 
-    Beside the model, NAME.history.jsonl has one line an epoch and, until the end, NAME.checkpoint.pt
-    the last epoch. Returns macro and micro F1 on the validation photos.
+    Beside the model: NAME.history.jsonl, one line an epoch, and NAME.checkpoint.pt until the end.
+    Returns macro and micro F1 on the validation photos.
     """
     began, device = time.monotonic(), pick_device(cfg.device)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     check_writable(model_path)
-    history_path, checkpoint_path = (model_path.with_suffix(s) for s in (".history.jsonl", ".checkpoint.pt"))
+    history_path = model_path.with_suffix(".history.jsonl")
+    checkpoint_path = model_path.with_suffix(".checkpoint.pt")
     data = load_data(folder, cfg.seed)
     photos, steps, K = len(data.train), max(1, len(data.train) // cfg.batch_size), len(data.classes)
     training = Training(data, cfg, device)
     history: list[dict] = []
-    epochs, stale, best = cfg.epochs or 30, 0, {}          # a first guess; epochs since the best state_dict
+    epochs, stale, best = cfg.epochs or 30, 0, {}  # a first guess; epochs since the best state_dict
     key = fingerprint((cfg, device, world, data.classes), data.pixels, data.labels, data.train)
     if saved := from_rank_0(load_checkpoint(checkpoint_path, key) if resume else None):
-        history, epochs, stale, best = (saved[name] for name in ("history", "epochs", "stale", "best"))
+        history, best, epochs, stale = (saved[k] for k in ("history", "best", "epochs", "stale"))
         for name, part in training.parts.items():
             part.load_state_dict(saved[name])
-    print(f"BirdNet: {sum(p.numel() for p in training.net.parameters()):,} parameters, on {device}; "
-          f"{steps} steps an epoch", flush=True)
-    seconds = 0.97 * 60 * cfg.budget - (time.monotonic() - began) if cfg.epochs is None else math.inf
+    parameters = sum(p.numel() for p in training.net.parameters())
+    print(f"BirdNet: {parameters:,} parameters, on {device}; {steps} steps an epoch", flush=True)
+    seconds = math.inf if cfg.epochs else 0.97 * 60 * cfg.budget - (time.monotonic() - began)
     start = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
     done = history[-1]["progress"] if history else 0.0     # share of the training, 0 to 1
     pixels, labels = torch.empty(0), data.labels.to(device)
 
     def progress(step: int) -> float:
-        """As planned or, on a machine slower than planned, by the clock: only then bits depend on it."""
+        """As planned or, where the machine is slower, by the clock: only then bits depend on it."""
         planned = done + (1 - done) * step / steps / (epochs - len(history))
         elapsed = (time.monotonic() - start) / max(1.0, seconds * epochs / (epochs + 1))
         return from_rank_0(max(planned, 1.02 * elapsed - 0.02))
@@ -639,13 +628,14 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
     while done < 1 and stale < max(10, cfg.patience * epochs):
         size = image_size(done, epochs, photos)
         magnitude = min(1.0, epochs / 64)                  # few epochs learn more from plain photos
-        if pixels.shape[-1] != (side := min(STORED, 2 * size)):        # crops are cut from sharper photos
+        if pixels.shape[-1] != (side := min(STORED, 2 * size)):  # crops are cut from sharper photos
             pixels = resize(data.pixels, side).to(device)
         order = data.train[torch.randperm(photos, generator=generator(cfg.seed, len(history)))]
         g = generator(cfg.seed, len(history), rank)
         torch.manual_seed(g.initial_seed())                # of dropout
         outcomes: list[Tensor] = []                        # loss and accuracy of each step
-        for step in tqdm(range(steps), f"epoch {len(history) + 1}/{epochs}", leave=False, disable=None):
+        name = f"epoch {len(history) + 1}/{epochs}"
+        for step in tqdm(range(steps), name, leave=False, disable=None):
             if (p := progress(step)) >= 1 and outcomes:
                 break
             rows = order[step * cfg.batch_size:(step + 1) * cfg.batch_size][rank::world]
@@ -671,7 +661,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
             "seconds": elapsed, "epoch_seconds": elapsed - before})
         if cfg.epochs is None and done < 1:                # the first epoch's time makes the plan
             fitting = from_rank_0(fit_epochs(seconds - elapsed, history[-1], photos))
-            if len(history) == 1 or fitting > 1.125 * epochs:          # a quicker machine makes a longer one
+            if len(history) == 1 or fitting > 1.125 * epochs:  # quicker later: a longer one
                 epochs = fitting
         if rank == 0:
             record(history_path, history)
@@ -679,7 +669,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
             parts = {name: part.state_dict() for name, part in training.parts.items()}
             save(checkpoint_path, state | parts)
     if not best:
-        raise UserError(f"{model_path} is not written: the loss was never finite; lower the learning rate.")
+        raise UserError(f"{model_path} is not written: the loss was never finite; lower `lr`.")
     net = training.averaged
     net.load_state_dict(best)
     sample = data.train[torch.randperm(photos, generator=generator(cfg.seed))[:2048]]
@@ -708,21 +698,19 @@ def recalibrate(net: BirdNet, pixels: Tensor) -> None:
 # ------------------------------------------------------ 8. predict
 @torch.no_grad()
 def predict(net: BirdNet, pixels: Tensor, tta: bool = True) -> Tensor:
-    """(N, 3, S, S) uint8 -> class probabilities (N, K), on the CPU.
-
-    The photo but for its edges is seen; with test-time augmentation also 0.7 of its side about the
-    centre of the class activation map, and the mirror images of both.
-    """
-    size, edge, probs = net.extra["size"], pixels.shape[-1] // 20, []
+    """(N, 3, S, S) uint8 -> class probabilities (N, K), on the CPU, of the photo but for its edges;
+    with test-time augmentation also 0.7 of its side about the CAM's centre, and both mirrored."""
+    size, edge, device = net.extra["size"], pixels.shape[-1] // 20, net.head.weight.device
+    probs = []
     for batch in pixels.split(128):
-        x = resize(batch[:, :, edge:-edge, edge:-edge], size).to(net.head.weight.device).float() / 255
-        with autocast(x.device):
+        x = resize(batch[:, :, edge:-edge, edge:-edge], size).to(device).float() / 255
+        with autocast(device):
             h = net.feature_map(x)
             logits = [net.classify(h)]
             if tta:
-                centre = (0.9 * net.cam_centre(h.float())).clamp(-0.3, 0.3)             # of the whole
-                square = 0.7 * torch.eye(2, device=x.device).expand(len(x), 2, 2)
-                sharp = resize(batch, min(STORED, 2 * size)).to(x.device)
+                centre = (0.9 * net.cam_centre(h.float())).clamp(-0.3, 0.3)           # of the whole
+                square = 0.7 * torch.eye(2, device=device).expand(len(x), 2, 2)
+                sharp = resize(batch, min(STORED, 2 * size)).to(device)
                 close = crop(sharp, torch.cat([square, centre[:, :, None]], dim=2), size)
                 logits += [net(view) for view in (x.flip(3), close, close.flip(3))]
         probs.append(torch.stack(logits).float().softmax(dim=2).mean(dim=0).cpu())
@@ -736,7 +724,7 @@ def f1(labels: Tensor | list, predicted: Tensor | list) -> tuple[float, float]:
 
 
 def test(folder: Path, model_path: Path, csv_path: Path, device: torch.device) -> None:
-    """Writes a class index an image, in ImageFolder's order; prints scores where labels are known."""
+    """Writes a class index an image, in ImageFolder's order; prints scores of known labels."""
     net = load_model(model_path).to(device)
     classes, frequent = net.extra["classes"], int(np.argmax(net.extra["counts"]))
     paths, names = find_images(folder)
@@ -753,17 +741,17 @@ def test(folder: Path, model_path: Path, csv_path: Path, device: torch.device) -
         print(f"no score: {min(foreign)!r} is no class of the model")
     else:
         macro, micro = f1([classes.index(name) for name in names], predicted)
-        print(f"score {(macro + micro) / 2:.4f}: mean of macro F1 {macro:.4f} and micro F1 {micro:.4f}")
+        print(f"score {(macro + micro) / 2:.4f} (macro F1 {macro:.4f}, micro F1 {micro:.4f})")
 
 
 def main(argv: list[str]) -> None:
     """The command line; under torchrun, one process of the training."""
-    parser = argparse.ArgumentParser(prog="bird.py", description="\n".join(__doc__.splitlines()[:4]),
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     description="\n".join(__doc__.splitlines()[:4]))
     parser.add_argument("dataset", type=Path, help="DATASET/<class>/<image>")
     parser.add_argument("mode", choices=["train", "test"])
     parser.add_argument("model", type=Path, help="the model's file, such as bird.pth")
-    parser.add_argument("--budget", type=float, default=110.0, metavar="MINUTES", help="default 110")
+    parser.add_argument("--budget", type=float, default=110.0, metavar="MIN", help="default 110")
     parser.add_argument("--epochs", type=int, metavar="N", help="this many, however long they take")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best found")

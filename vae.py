@@ -9,7 +9,6 @@ are learned first, without labels (IIC, Ji et al. 2019), from an image and one o
 neighbours (SCAN, Van Gansbeke et al. 2020). The file reads in the order of the method:
 images -> VAE -> losses -> mixture -> train -> reconstruct, classify.
 Results: bench/RESULTS.md. Experiments: docs/log.md.
-
 Axes: N images, C clusters, H heads, K components, D = 2 latents.
 """
 
@@ -30,7 +29,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ class Config:
     seed: int = 0
     epochs: int | None = None        # of the latent phase; None: 64, or fewer in a short budget
     cluster_share: float = 0.25      # epochs of the cluster phase before it, as a share of these
-    budget: float = 50.0             # minutes from the start to the saved model; ignored with `epochs`
+    budget: float = 50.0          # minutes from the start to the saved model; ignored with `epochs`
     batch_size: int = 128
     min_steps: int = 64              # an epoch goes through a small set several times for them
     lr: float = 1e-3                 # peak learning rate of AdamW in the latent phase
@@ -72,7 +71,7 @@ class Config:
 
     def __post_init__(self):
         if (self.epochs is not None and self.epochs < 1) or not 0 < self.budget < math.inf:
-            raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} minutes is not above 0.")
+            raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} is not above 0.")
 
 
 # ------------------------------------------------------ shared with bird.py, word for word (tested)
@@ -109,7 +108,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another.") from error
 
 
 def check_writable(path: Path) -> None:
@@ -132,7 +131,7 @@ def load(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name the model file.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a model.") from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
             pickle.PickleError) as error:
         raise UserError(f"{path} is no whole PyTorch file; copy it anew or train again.") from error
@@ -145,12 +144,12 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
             print(f"resuming after epoch {len(saved['history'])}, from {path}")
             return saved
     if path.exists():
-        print(f"note: {path} is broken or of other settings or data; starting anew.", file=sys.stderr)
+        print(f"note: {path} is broken or of another training: starting anew.", file=sys.stderr)
     return None
 
 
 def fingerprint(settings: Any, *data: Tensor) -> str:
-    """Of settings, data, program and version: a checkpoint continues only the very same training."""
+    """Of settings, data, program and version: a checkpoint continues only the same training."""
     digest = hashlib.sha256(repr((settings, torch.__version__)).encode())
     if "__file__" in globals():                            # not in a notebook's cell
         digest.update(Path(__file__).read_bytes())
@@ -174,9 +173,8 @@ def generator(*key: Any) -> torch.Generator:
 
 def ema_fn(decay: float) -> Callable:
     """For `AveragedModel`: the decay starts low, lest the random start stay in the average."""
-    def update(averaged, current, n):
-        get_ema_multi_avg_fn(min(decay, float((1 + n) / (10 + n))))(averaged, current, n)
-    return update
+    return lambda averaged, current, n: get_ema_multi_avg_fn(
+        min(decay, float((1 + n) / (10 + n))))(averaged, current, n)
 
 
 def run(main: Callable[[list[str]], None], argv: list[str]) -> int:
@@ -219,11 +217,11 @@ class DigitDataset(Dataset):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         arrays = read_arrays(self.path)
-        labels = next((arrays.pop(name) for name in ("labels", "label", "y") if name in arrays), None)
+        labels = next((arrays.pop(k) for k in ("labels", "label", "y") if k in arrays), None)
         images = arrays.get("data", next((a for a in arrays.values() if is_images(a)), None))
         if images is None or not is_images(images):
             found = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items())
-            raise UserError(f"{path} holds no images ({found}); expected `data`, numbers, N x 28 x 28.")
+            raise UserError(f"{path} holds no images ({found}); expected `data`, N x 28 x 28.")
         low, high = float(images.min()), float(images.max())           # NaN spreads to both
         if not 0 <= low <= high <= 255:
             raise UserError(f"{path} holds values from {low:g} to {high:g}, not in 0-255 or 0-1.")
@@ -233,7 +231,7 @@ class DigitDataset(Dataset):
         if labels is not None:
             digits = labels.size == len(unit) and labels.dtype.kind in "uif"
             if not digits or not np.array_equal(labels, np.trunc(labels).clip(0, 9)):
-                raise UserError(f"{path} holds {len(unit)} images, and not as many digits `labels`.")
+                raise UserError(f"{path}: `labels` must hold {len(unit)} digits, one an image.")
             self.labels = torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
     def __len__(self) -> int:
@@ -276,9 +274,9 @@ class VAE(nn.Module):
                 layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
                 return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
             self.clusterer = nn.Sequential(                    # 28 -> 14 -> 7 pixels a side
-                nn.Unflatten(1, (1, SIDE)), conv(1, 16, 5, 2), conv(16, 32, 3, 2), conv(32, 64, 3, 1),
-                nn.Flatten(), nn.Linear(64 * 7 * 7, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(),
-                nn.Linear(128, heads * clusters))
+                nn.Unflatten(1, (1, SIDE)), conv(1, 16, 5, 2), conv(16, 32, 3, 2),
+                conv(32, 64, 3, 1), nn.Flatten(), nn.Linear(64 * 7 * 7, 128, bias=False),
+                nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, heads * clusters))
             self.register_buffer("head", torch.tensor(0))      # the one in use
         means, std = prior(clusters, separation)
         self.register_buffer("prior_means", means)             # (C, 2)
@@ -286,11 +284,11 @@ class VAE(nn.Module):
         self.register_buffer("z_mean", torch.zeros(LATENT))    # latents are standardised by these
         self.register_buffer("z_std", torch.ones(LATENT))      # of the training images
         self.encoder = nn.Sequential(
-            nn.Linear(SIDE**2, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(),
-            nn.Linear(512, 512), nn.SiLU(), nn.Linear(512, 2 * LATENT))
+            nn.Linear(SIDE**2, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(), nn.Linear(512, 512),
+            nn.SiLU(), nn.Linear(512, 2 * LATENT))
+        blocks = (Residual(512) for _ in range(5))
         self.decoder = nn.Sequential(
-            nn.Linear(LATENT, 512), nn.SiLU(), *(Residual(512) for _ in range(5)),
-            nn.Linear(512, SIDE**2))
+            nn.Linear(LATENT, 512), nn.SiLU(), *blocks, nn.Linear(512, SIDE**2))
 
     def cluster_probs(self, x: Tensor) -> Tensor:
         """(N, 28, 28) -> q(c|x) of each head, (N, H, C)."""
@@ -298,12 +296,11 @@ class VAE(nn.Module):
 
     def clusters(self, x: Tensor) -> Tensor:
         """(N, 28, 28) -> q(c|x) (N, C) of the head in use; ones for the plain VAE."""
-        if not self.shape["clusters"]:
-            return x.new_ones(len(x), 1)
-        return self.cluster_probs(x)[:, int(self.head)]
+        one = self.shape["clusters"] == 0
+        return x.new_ones(len(x), 1) if one else self.cluster_probs(x)[:, int(self.head)]
 
     def encode(self, x: Tensor, q: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(N, 28, 28) -> mean and log-variance (N, 2) of q(z|x); q(c|x) is computed if not given."""
+        """(N, 28, 28) -> mean and log-variance (N, 2) of q(z|x), given q(c|x) or computing it."""
         q = self.clusters(x) if q is None else q
         offset, logvar = self.encoder(x.flatten(1)).chunk(2, dim=1)
         mu = q @ self.prior_means + self.prior_std * offset
@@ -357,7 +354,7 @@ def elbo_terms(x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor, recon: str 
                prior: tuple[Tensor, Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Reconstruction and KL, summed over pixels and latents, averaged over images (nats for bce).
 
-    `prior` is None for N(0, I), or q(c|x) (N, C), means (C, 2), std (2,) of a mixture (VaDE, eq. 8):
+    `prior`: None for N(0, I), or q(c|x) (N, C), means (C, 2), std (2,) of a mixture (VaDE, eq. 8):
     KL = sum_c q(c|x) KL(q(z|x) || N(m_c, s^2)); its term in q alone is a constant here.
     """
     x, x_hat = x.flatten(1), x_hat.flatten(1)              # (N, 784)
@@ -378,30 +375,30 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity (N,) of images (N, 28, 28) in 0..1 (Wang et al. 2004), as scikit-image
     has it: 7 x 7 windows wholly inside, unweighted, sample covariances."""
     c1, c2, unbiased = 0.01**2, 0.03**2, 49 / 48
-    slide = torch.eye(SIDE).to(x).unfold(0, 7, 1).mean(dim=2)                               # (22, 28)
-    mx, my, xx, yy, xy = (slide @ a @ slide.T for a in (x, y, x * x, y * y, x * y))         # (N, 22, 22)
+    slide = torch.eye(SIDE).to(x).unfold(0, 7, 1).mean(dim=2)                             # (22, 28)
+    mx, my, xx, yy, xy = (slide @ a @ slide.T for a in (x, y, x * x, y * y, x * y))    # (N, 22, 22)
     var, cov = unbiased * (xx - mx**2 + yy - my**2), unbiased * (xy - mx * my)
     s = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (var + c2))
     return s.mean(dim=(1, 2))
 
 
 def mutual_information(p: Tensor, q: Tensor, entropy: float = 1.0) -> Tensor:
-    """Of the clusters of paired images, in nats: p, q (N, H, C) -> (H,) (IIC, eq. 3); `entropy` weights
-    the marginal entropies, above 1 against empty clusters."""
+    """Of the clusters of paired images, in nats: p, q (N, H, C) -> (H,) (IIC, eq. 3).
+    `entropy` weights the marginal entropies, above 1 against empty clusters."""
     joint = torch.einsum("nhc,nhd->hcd", p, q) / len(p)
-    joint = ((joint + joint.mT) / 2).clamp_min(1e-8)
-    marginal = joint.sum(dim=2)
-    return (joint * joint.log()).sum(dim=(1, 2)) - 2 * entropy * (marginal * marginal.log()).sum(dim=1)
+    joint = ((joint + joint.mT) / 2).clamp_min(1e-8)       # (H, C, C), rows sum to the marginal
+    row = joint.sum(dim=2)
+    return (joint * joint.log()).sum(dim=(1, 2)) - 2 * entropy * (row * row.log()).sum(dim=1)
 
 
 def nearest_neighbours(x: Tensor, images: Tensor, k: int) -> Tensor:
-    """x (M, 28, 28), images (N, 28, 28) -> (M, k): indices of the nearest images, pixel by pixel."""
+    """x (M, 28, 28), images (N, 28, 28) -> (M, k): indices of the images nearest in pixels."""
     distances = (torch.cdist(part, images.flatten(1)) for part in x.flatten(1).split(512))
     return torch.cat([d.topk(min(k, len(images)), largest=False).indices for d in distances])
 
 
 def warp(x: Tensor, g: torch.Generator) -> Tensor:
-    """(N, 28, 28): each image rotated, scaled, sheared, shifted and bent, not beyond recognition."""
+    """(N, 28, 28): each image rotated, scaled, sheared, shifted and bent, still recognisable."""
     def uniform(*shape: int) -> Tensor:
         return 2 * torch.rand(*shape, generator=g) - 1
 
@@ -410,8 +407,8 @@ def warp(x: Tensor, g: torch.Generator) -> Tensor:
     scale_x, scale_y = (0.2 * uniform(2, n)).exp()
     rotate = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), dim=1).view(n, 2, 2)
     scale = torch.stack((scale_x, shear * scale_x, torch.zeros(n), scale_y), dim=1).view(n, 2, 2)
-    affine = torch.cat((rotate @ scale, 2.5 * pixel * uniform(n, 2, 1)), dim=2)             # (n, 2, 3)
-    grid = F.affine_grid(affine, [n, 1, SIDE, SIDE], align_corners=False)                   # (n, 28, 28, 2)
+    affine = torch.cat((rotate @ scale, 2.5 * pixel * uniform(n, 2, 1)), dim=2)          # (n, 2, 3)
+    grid = F.affine_grid(affine, [n, 1, SIDE, SIDE], align_corners=False)           # (n, 28, 28, 2)
     bend = 1.5 * pixel * torch.randn(n, 2, 5, 5, generator=g)
     bend = F.interpolate(bend, size=SIDE, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
     return F.grid_sample(x[:, None], (grid + bend).to(x.device), align_corners=False)[:, 0]
@@ -429,8 +426,8 @@ class GaussianMixture:
 
     def log_joint(self, z: Tensor) -> Tensor:
         """z (N, D) -> log weights_k + log N(z_n | means_k, covariances_k), (N, K)."""
-        cholesky = torch.linalg.cholesky(self.covariances)                                  # (K, D, D)
-        d = (z.double() - self.means[:, None]).mT                                           # (K, D, N)
+        cholesky = torch.linalg.cholesky(self.covariances)                               # (K, D, D)
+        d = (z.double() - self.means[:, None]).mT                                        # (K, D, N)
         distance = torch.linalg.solve_triangular(cholesky, d, upper=False).square().sum(dim=1).T
         log_det = 2 * cholesky.diagonal(dim1=1, dim2=2).log().sum(dim=1)                    # (K,)
         return self.weights.log() - 0.5 * (distance + log_det + z.shape[1] * math.log(2 * math.pi))
@@ -448,7 +445,7 @@ class GaussianMixture:
         """
         n_k = r.sum(dim=0).clamp_min(1e-10)                # (K,)
         self.weights, self.means = n_k / n_k.sum(), r.T @ z / n_k[:, None]
-        d = z - self.means[:, None]                        # (K, N, D), centred: E[zz'] - mm' would cancel
+        d = z - self.means[:, None]                  # (K, N, D), centred: E[zz'] - mm' would cancel
         covariances = (r.T[:, :, None] * d).mT @ d / n_k[:, None, None]
         self.covariances = covariances + floor * torch.eye(z.shape[1]).to(z)
 
@@ -479,13 +476,14 @@ def save_mixture(path: Path, mixture: GaussianMixture) -> None:
     write_atomic(path, pickle.dumps({**plain, "digits": mixture.digits}, protocol=4))
 
 
-PLAIN = {"PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "EMPTY_DICT", "EMPTY_LIST", "APPEND",
-         "APPENDS", "SETITEM", "SETITEMS", "SHORT_BINUNICODE", "BINUNICODE", "BINFLOAT", "BININT",
-         "BININT1", "BININT2"}                             # opcodes of `save_mixture`'s pickles
+PLAIN = {                            # opcodes of `save_mixture`'s pickles
+    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "EMPTY_DICT", "EMPTY_LIST", "APPEND",
+    "APPENDS", "SETITEM", "SETITEMS", "SHORT_BINUNICODE", "BINUNICODE", "BINFLOAT", "BININT",
+    "BININT1", "BININT2"}
 
 
 def load_mixture(path: str | Path) -> GaussianMixture:
-    """The mixture that `train` saved; a pickle with other opcodes is refused before it is loaded."""
+    """The mixture that `train` saved; a pickle with other opcodes is refused unloaded."""
     try:
         content = Path(path).read_bytes()
         if {opcode.name for opcode, _, _ in pickletools.genops(content)} - PLAIN:
@@ -493,39 +491,42 @@ def load_mixture(path: str | Path) -> GaussianMixture:
         plain = pickle.loads(content)
         weights, means, covariances = (torch.tensor(plain[name], dtype=torch.float64)
                                        for name in ("weights", "means", "covariances"))
-        mixture, k = GaussianMixture(weights, means, covariances, list(map(int, plain["digits"]))), len(means)
-        if (weights.shape, means.shape, covariances.shape) != ((k,), (k, LATENT), (k, LATENT, LATENT)):
+        digits, k = [int(digit) for digit in plain["digits"]], len(means)
+        shapes = (weights.shape, means.shape, covariances.shape, len(digits))
+        if shapes != ((k,), (k, LATENT), (k, LATENT, LATENT), k):
             raise ValueError("its shapes do not fit together")
-        good = len(mixture.digits) == k and set(mixture.digits) <= set(range(10))
-        if not good or abs(weights.sum() - 1) > 1e-6 or not mixture.log_joint(means).isfinite().all():
+        mixture = GaussianMixture(weights, means, covariances, digits)
+        normal = mixture.log_joint(means).isfinite().all() and abs(weights.sum() - 1) < 1e-6
+        if not normal or not set(digits) <= set(range(10)):
             raise ValueError("its values are no mixture's")
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError,
-            pickle.UnpicklingError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError,
+            OverflowError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is no mixture that vae.py saved ({error}).") from error
     return mixture
 
 
 # ------------------------------------------------------ train: first the clusters, then the latents
-def train(train_path: str | Path, val_path: str | Path, model_path: str | Path, gmm_path: str | Path,
-          cfg: Config, device: str | None = None, resume: bool = True) -> GaussianMixture:
+def train(train_path: str | Path, val_path: str | Path, model_path: str | Path,
+          gmm_path: str | Path, cfg: Config, device: str | None = None,
+          resume: bool = True) -> GaussianMixture:
     """Trains the VAE on TRAIN without its labels, fits the mixture to its latents, saves both.
 
-    Beside the model, NAME.history.jsonl has one line an epoch and, until the end, NAME.checkpoint.pt
-    the last epoch. Returns the mixture.
+    Beside the model: NAME.history.jsonl, one line an epoch, and NAME.checkpoint.pt until the end.
     """
     began, model_path, gmm_path = time.monotonic(), Path(model_path), Path(gmm_path)
-    check_writable(model_path)
-    check_writable(gmm_path)
-    history_path, checkpoint_path = (
-        model_path.with_suffix(suffix) for suffix in (".history.jsonl", ".checkpoint.pt"))
+    for path in (model_path, gmm_path):
+        check_writable(path)
+    history_path = model_path.with_suffix(".history.jsonl")
+    checkpoint_path = model_path.with_suffix(".checkpoint.pt")
     data, val, place = DigitDataset(train_path), DigitDataset(val_path), pick_device(device)
     if val.labels is None or len(digits := val.labels.unique().tolist()) < 2 or len(data) < 20:
         raise UserError(f"{val_path} needs `labels` of 2 digits or more, {train_path} 20 images.")
     order = torch.randperm(len(data), generator=generator(cfg.seed, "split"))
-    held_out, images = (data.images[rows].to(place) for rows in order.tensor_split([max(2, len(data) // 32)]))
+    held_out, images = data.images[order].to(place).tensor_split([max(2, len(data) // 32)])
     seed_everything(cfg.seed)
     net = VAE(len(digits) if cfg.clusters else 0, cfg.heads, cfg.separation).to(place)
-    parts: dict[str, Any] = {"net": net, "ema": AveragedModel(net, multi_avg_fn=ema_fn(cfg.ema_decay))}
+    ema = AveragedModel(net, multi_avg_fn=ema_fn(cfg.ema_decay))
+    parts: dict[str, Any] = {"net": net, "ema": ema}
     phases = {"clusters": [net.clusterer]} if cfg.clusters else {}
     for phase, modules in (phases := {**phases, "latents": [net.encoder, net.decoder]}).items():
         parameters = [p for module in modules for p in module.parameters()]
@@ -541,7 +542,7 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path, 
           f"{len(data)} images, digits {', '.join(map(str, digits))}", flush=True)
 
     for phase in phases:
-        if phase == "clusters":                            # until: share of the budget at the phase's end
+        if phase == "clusters":                      # until: share of the budget at the phase's end
             epochs, begin, until = math.ceil(cfg.cluster_share * (cfg.epochs or 64)), 0.0, 0.4
             given = nearest_neighbours(images, images, cfg.neighbours + 1)              # (N, k + 1)
         else:
@@ -558,7 +559,7 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path, 
         while not (done := sum(row["phase"] == phase for row in history)) or progress(done) < 1:
             row = train_epoch(parts, phase, images, given, held_out, cfg, done, progress)
             if not all(map(math.isfinite, row.values())):
-                raise UserError(f"the loss is no longer finite in epoch {len(history) + 1}; look at the "
+                raise UserError(f"the loss is not finite in epoch {len(history) + 1}; look at the "
                                 f"images of {train_path}, or give another --seed.")
             elapsed = time.monotonic() - start
             history.append({"epoch": len(history) + 1, "phase": phase, **row, "seconds": elapsed})
@@ -583,10 +584,8 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path, 
 
 def train_epoch(parts: dict[str, Any], phase: str, images: Tensor, given: Tensor, held_out: Tensor,
                 cfg: Config, epoch: int, progress: Callable[[float], float]) -> dict[str, float]:
-    """One epoch of a phase: learning rate, and the loss's terms in training and held out.
-
-    given: of each image its nearest ones (N, k), itself first, or q(c|x) (N, C).
-    """
+    """One epoch of a phase; learning rate, and the loss's terms on training and held-out images.
+    given: each image's nearest ones (N, k), itself first, or q(c|x) (N, C)."""
     net, optimizer, g = parts["net"].train(), parts[phase], generator(cfg.seed, phase, epoch)
     size, outcomes = min(cfg.batch_size, len(images)), list[dict[str, Tensor]]()
     rounds = math.ceil(cfg.min_steps * size / len(images))             # through a small set
@@ -622,7 +621,8 @@ def train_epoch(parts: dict[str, Any], phase: str, images: Tensor, given: Tensor
     return {"lr": lr, **{name: float(value.max()) for name, value in means.items()}}
 
 
-def cluster_loss(net: VAE, x: Tensor, near: Tensor, entropy: float) -> tuple[Tensor, dict[str, Tensor]]:
+def cluster_loss(net: VAE, x: Tensor, near: Tensor,
+                 entropy: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Images and near ones must share their clusters, and these be even. No label is used."""
     p, q = net.cluster_probs(torch.cat((x, near))).chunk(2)            # (N, H, C)
     information = mutual_information(p, q).detach()        # (H,)
@@ -649,11 +649,11 @@ def lr_multiplier(progress: float, warmup: float = 0.1) -> float:
     return 0.5 * (1 + math.cos(math.pi * (min(progress, 1) - warmup) / (1 - warmup)))
 
 
-def fit_mixture(z: Tensor, images: Tensor, x: Tensor, labels: Tensor, k: int = 50) -> GaussianMixture:
-    """EM on the latent means z (N, 2) of `images`, started at the class means of labelled x (V, 28, 28).
+def fit_mixture(z: Tensor, images: Tensor, x: Tensor, labels: Tensor,
+                k: int = 50) -> GaussianMixture:
+    """EM on the latent means z (N, 2) of `images`, started at the class means of x (V, 28, 28).
 
-    A labelled image stands for the k images nearest to it, pixel by pixel: one that the encoder
-    misplaces does no harm so, even alone in its class.
+    Each x stands for the k images nearest to it: one that the encoder misplaces does no harm so.
     """
     near = nearest_neighbours(x, images, min(k, max(1, len(images) // 40)))                 # (V, k)
     z_val = z[near].mean(dim=1)                            # (V, 2)
@@ -676,11 +676,12 @@ def load_model(path: str | Path) -> VAE:
 def latent_means(net: VAE, images: Tensor) -> Tensor:
     """(N, 28, 28) -> (N, 2), on the CPU."""
     net.eval()
-    return torch.cat([net.encode(part.to(net.z_mean.device))[0] for part in images.split(1024)]).cpu()
+    device = net.z_mean.device
+    return torch.cat([net.encode(part.to(device))[0] for part in images.split(1024)]).cpu()
 
 
 def reconstruct(net: VAE, images: Tensor, steps: int = 30, lr: float = 0.03) -> Tensor:
-    """(N, 28, 28) -> (N, 28, 28) in 0..1: decoded from the latent mean, improved by descent on z."""
+    """(N, 28, 28) -> (N, 28, 28): decoded from the latent mean, improved by descent on z."""
     made = []
     for x in images.to(net.z_mean.device).split(512):
         z = latent_means(net, x).to(x.device).requires_grad_()
@@ -726,16 +727,17 @@ def main(argv: list[str]) -> None:
     args = parser.parse_intermixed_args(argv)
     match args.words:
         case [train_path, val, "train", model, gmm]:
-            plain: dict[str, Any] = {"clusters": False, "ssim": 0.0, "beta": 1.0} if args.plain else {}
-            cfg = Config(seed=args.seed, epochs=args.epochs, budget=args.budget, **plain)
+            cfg = Config(seed=args.seed, epochs=args.epochs, budget=args.budget)
+            if args.plain:
+                cfg = replace(cfg, clusters=False, ssim=0.0, beta=1.0)
             train(train_path, val, model, gmm, cfg, args.device, resume=not args.no_resume)
         case [recon, "test_reconstruction", model]:
             net, images = load_model(model).to(pick_device(args.device)), DigitDataset(recon).images
             made = reconstruct(net, images)
             np.savez_compressed(buffer := io.BytesIO(), data=made.numpy())
             write_atomic(args.npz, buffer.getvalue())
-            print(f"{args.npz}: {len(made)} images, 1 - MSE {1 - (made - images).square().mean():.4f}, "
-                  f"SSIM {ssim(images, made).mean():.4f}")
+            mse, similarity = (made - images).square().mean(), ssim(images, made).mean()
+            print(f"{args.npz}: {len(made)} images, 1 - MSE {1 - mse:.4f}, SSIM {similarity:.4f}")
         case [test, "test_classifier", model, gmm]:
             net, mixture = load_model(model).to(pick_device(args.device)), load_mixture(gmm)
             data = DigitDataset(test)
@@ -743,8 +745,9 @@ def main(argv: list[str]) -> None:
             rows = ["Predicted_Label", *map(str, predicted.tolist()), ""]
             write_atomic(args.csv, "\n".join(rows).encode())
             print(f"{args.csv}: {len(predicted)} labels")
-            for name, value in scores(data.labels, predicted).items() if data.labels is not None else ():
-                print(f"  {name:<26}{value:.4f}")
+            if data.labels is not None:
+                for name, value in scores(data.labels, predicted).items():
+                    print(f"  {name:<26}{value:.4f}")
         case _:
             parser.error("give one of the three commands above")
 

@@ -88,9 +88,10 @@ def simulation(tmp_path, monkeypatch) -> SimpleNamespace:
     def recalibrate(net, pixels):                                  # takes about an epoch
         sim.now += 4 * sim.pace * sim.history()[-1]["size"] ** 2 / 64**2
 
-    def train(resume=True, **settings):
-        cfg = bird.Config(batch_size=2, **settings)
-        return bird.run(lambda _: bird.train(Path("photos"), sim.path, cfg, resume), [])
+    def train(resume: bool = True, **settings) -> int:
+        def main(argv: list[str]) -> None:
+            bird.train(Path("photos"), sim.path, bird.Config(batch_size=2, **settings), resume)
+        return bird.run(main, [])
 
     sim.train = train
     monkeypatch.setattr(bird.BirdNet, "STAGES", ((8, 1, 1),))
