@@ -530,7 +530,7 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path,
     phases = {"clusters": [net.clusterer]} if cfg.clusters else {}
     for phase, modules in (phases := {**phases, "latents": [net.encoder, net.decoder]}).items():
         parameters = [p for module in modules for p in module.parameters()]
-        parts[phase] = torch.optim.AdamW(parameters, weight_decay=cfg.weight_decay)
+        parts[phase] = torch.optim.AdamW(parameters, weight_decay=cfg.weight_decay, fused=True)
     history: list[dict] = []
     key = fingerprint((cfg, place), data.images, val.images, val.labels)
     if resume and (saved := load_checkpoint(checkpoint_path, key)):

@@ -222,7 +222,7 @@ def test_the_ema_has_a_low_decay_at_first():
     linear = torch.nn.Linear(1, 1, bias=False)
     ema, expected = AveragedModel(linear, multi_avg_fn=bird.ema_fn(0.5)), 0.0
     for n in range(20):
-        torch.nn.init.constant_(linear.weight, n)
+        linear.weight.data.fill_(n)
         ema.update_parameters(linear)
         expected += (1 - min(0.5, (1 + n) / (10 + n))) * (n - expected)
         assert ema.module.weight.item() == pytest.approx(expected)
