@@ -599,7 +599,8 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
     """
     began, device = time.monotonic(), pick_device(cfg.device)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    check_writable(model_path)
+    if rank == 0:
+        check_writable(model_path)
     history_path = model_path.with_suffix(".history.jsonl")
     checkpoint_path = model_path.with_suffix(".checkpoint.pt")
     data = load_data(folder, cfg.seed)
@@ -622,7 +623,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
     def progress(step: int) -> float:
         """As planned or, where the machine is slower, by the clock: only then bits depend on it."""
         planned = done + (1 - done) * step / steps / (epochs - len(history))
-        elapsed = (time.monotonic() - start) / max(1.0, seconds * epochs / (epochs + 1))
+        elapsed = (time.monotonic() - start) / max(1.0, seconds * epochs / (epochs + 2))
         return from_rank_0(max(planned, 1.02 * elapsed - 0.02))
 
     while done < 1 and stale < max(10, cfg.patience * epochs):
