@@ -548,8 +548,7 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path,
         else:
             earlier = [row["seconds"] for row in history if row["phase"] == "clusters"]
             epochs, begin, until = cfg.epochs or 64, max(earlier, default=0.0), 0.95
-            with torch.no_grad():                          # (N, C) q(c|x), fixed from here on
-                given = torch.cat([net.eval().clusters(part) for part in images.split(1024)])
+            given = clusters(net, images)                  # (N, C) q(c|x), fixed from here on
         seconds = math.inf if cfg.epochs else max(1.0, until * 60 * cfg.budget - begin)
 
         def progress(done: float, epochs=epochs, begin=begin, seconds=seconds) -> float:
@@ -572,7 +571,7 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path,
         z = latent_means(net, data.images)
         net.z_mean.copy_(z.mean(dim=0))
         net.z_std.copy_(z.std(dim=0))
-    mixture = fit_mixture(latent_means(net, data.images), data.images, val.images, val.labels)
+    mixture = fit_mixture(net, data.images, val.images, val.labels)
     save(model_path, net.cpu().state_dict())
     save_mixture(gmm_path, mixture)
     checkpoint_path.unlink(missing_ok=True)
@@ -649,16 +648,22 @@ def lr_multiplier(progress: float, warmup: float = 0.1) -> float:
     return 0.5 * (1 + math.cos(math.pi * (min(progress, 1) - warmup) / (1 - warmup)))
 
 
-def fit_mixture(z: Tensor, images: Tensor, x: Tensor, labels: Tensor,
+def fit_mixture(net: VAE, images: Tensor, x: Tensor, labels: Tensor,
                 k: int = 50) -> GaussianMixture:
-    """EM on the latent means z (N, 2) of `images`, started at the class means of x (V, 28, 28).
+    """EM on the latent means of `images` (N, 28, 28), started at class means.
 
-    Each x stands for the k images nearest to it: one that the encoder misplaces does no harm so.
+    The labels of x (V, 28, 28) are propagated to the k images nearest to each. Of as many clusters
+    each digit takes one of its own, the clearest case first: so a single example may be misplaced.
     """
     near = nearest_neighbours(x, images, min(k, max(1, len(images) // 40)))                 # (V, k)
-    z_val = z[near].mean(dim=1)                            # (V, 2)
-    means = torch.stack([z_val[labels == digit].mean(dim=0) for digit in labels.unique()])
-    return GaussianMixture.fit(z, means, labels.unique().tolist())
+    digits, z, q = labels.unique().tolist(), latent_means(net, images), clusters(net, images).cpu()
+    means = torch.stack([z[near[labels == digit]].mean(dim=(0, 1)) for digit in digits])
+    votes = torch.stack([q[near[labels == digit]].mean(dim=(0, 1)) for digit in digits])    # (K, C)
+    for _ in digits if q.shape[1] == len(digits) else ():
+        row, cluster = divmod(int(votes.argmax()), len(digits))
+        means[row] = q[:, cluster] @ z / q[:, cluster].sum()
+        votes[row], votes[:, cluster] = -1, -1
+    return GaussianMixture.fit(z, means, digits)
 
 
 # ------------------------------------------------------ reconstruct, classify
@@ -670,6 +675,14 @@ def load_model(path: str | Path) -> VAE:
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no model of this vae.py; name one that it trained.") from error
     return net.eval()
+
+
+@torch.no_grad()
+def clusters(net: VAE, images: Tensor) -> Tensor:
+    """(N, 28, 28) -> q(c|x) (N, C)."""
+    net.eval()
+    device = net.z_mean.device
+    return torch.cat([net.clusters(part.to(device)) for part in images.split(1024)])
 
 
 @torch.no_grad()

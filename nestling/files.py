@@ -45,7 +45,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another.") from error
 
 
 def check_writable(path: Path) -> None:

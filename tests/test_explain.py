@@ -334,8 +334,7 @@ def digits(tmp_path_factory) -> Path:
     net = vae.VAE().eval()
     train, val = (vae.DigitDataset(out / name) for name in ("train.npz", "val.npz"))
     vae.save(out / "vae.pth", net.state_dict())
-    z = vae.latent_means(net, train.images)
-    vae.save_mixture(out / "gmm.pkl", vae.fit_mixture(z, train.images, val.images, val.labels))
+    vae.save_mixture(out / "gmm.pkl", vae.fit_mixture(net, train.images, val.images, val.labels))
     return out
 
 

@@ -70,8 +70,7 @@ def digits(tmp_path_factory) -> Path:
     net = vae.VAE().eval()
     train, val = (vae.DigitDataset(folder / f"{name}.npz") for name in ("train", "val"))
     vae.save(folder / "vae.pth", net.state_dict())
-    z = vae.latent_means(net, train.images)
-    vae.save_mixture(folder / "gmm_params.pkl", vae.fit_mixture(z, train.images, val.images, val.labels))
+    vae.save_mixture(folder / "gmm_params.pkl", vae.fit_mixture(net, train.images, val.images, val.labels))
     history(folder / "vae.history.jsonl", [
         {"epoch": k + 1, "phase": "latents", "recon": 200.0 - k, "kl": 3.0 + k, "held_recon": 210.5 - k,
          "held_kl": 3.25 + k, "ssim": 0.5 + k / 10, "held_ssim": 0.4 + k / 10, "seconds": 15.0 * (k + 1)}
