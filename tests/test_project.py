@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT
 
 SIX = {"torch", "torchvision", "numpy", "pillow", "scikit-learn", "tqdm"}
-LINES = {"bird.py": 780, "vae.py": 760, "README.md": 110, "bench/RESULTS.md": 150, "docs/log.md": 300,
+LINES = {"bird.py": 780, "vae.py": 770, "README.md": 110, "bench/RESULTS.md": 150, "docs/log.md": 300,
          "docs/decisions.md": 60}
 
 
