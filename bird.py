@@ -519,8 +519,8 @@ def fit_epochs(seconds: float, row: dict[str, Any], photos: int) -> int:
     def needed(epochs: int) -> float:                      # a step costs its pixels, and a constant
         left = epochs - past
         sizes = [image_size(done + (1 - done) * k / left, epochs, photos) for k in range(left)]
-        cost = sum(size**2 + 32**2 for size in [*sizes, sizes[-1]])    # the end costs an epoch
-        return row["epoch_seconds"] * cost / (row["size"] ** 2 + 32**2)
+        cost = sum(size**2 + 48**2 for size in [*sizes, sizes[-1]])    # the end costs an epoch
+        return row["epoch_seconds"] * cost / (row["size"] ** 2 + 48**2)
 
     return max((n for n in EPOCHS if n > past and needed(n) < seconds), default=past + 1)
 
@@ -660,9 +660,9 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
             "epoch": len(history) + 1, "epochs": epochs, "progress": done, "size": size, "lr": lr,
             "train_loss": loss, "train_accuracy": accuracy, **scores, "best": stale == 0,
             "seconds": elapsed, "epoch_seconds": elapsed - before})
-        if cfg.epochs is None and done < 1:                # the first epoch's time makes the plan
+        if cfg.epochs is None and done < 1:                # the first two epochs make the plan, and
             fitting = from_rank_0(fit_epochs(seconds - elapsed, history[-1], photos))
-            if len(history) == 1 or fitting > 1.125 * epochs:  # quicker later: a longer one
+            if len(history) < 3 or fitting > epochs:       # quicker ones a longer one
                 epochs = fitting
         if rank == 0:
             record(history_path, history)
