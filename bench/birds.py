@@ -41,14 +41,9 @@ FIGURE = Path(__file__).parent.parent / "docs" / "birds.png"
 class Peer(bird.BirdNet):
     """Other layers and a linear head on their mean; in all else a BirdNet, so that `bird.train` trains it."""
 
-    def __init__(self, classes: int = 10, **settings):
+    def __init__(self, features: nn.Sequential, channels: int, classes: int, **settings):
         super().__init__(classes, **settings)
-        self.features, channels = self.layers()
-        self.head = nn.Linear(channels, classes)
-
-    def layers(self) -> tuple[nn.Sequential, int]:
-        """From (B, 3, s, s) to (B, C, h, w), and C."""
-        raise NotImplementedError
+        self.features, self.head = features, nn.Linear(channels, classes)
 
     def classify(self, h: Tensor) -> Tensor:
         return self.head(self.dropout(h.mean(dim=(2, 3))))
@@ -57,20 +52,20 @@ class Peer(bird.BirdNet):
 class ResNet18(Peer):
     """torchvision's resnet18."""
 
-    def layers(self) -> tuple[nn.Sequential, int]:
+    def __init__(self, classes: int = 10, **settings):
         net = torchvision.models.resnet18(weights=None)
-        return nn.Sequential(*list(net.children())[:-2]), net.fc.in_features
+        super().__init__(nn.Sequential(*list(net.children())[:-2]), net.fc.in_features, classes, **settings)
 
 
 class FiveBlocks(Peer):
     """Five times convolution, batch normalisation, ReLU and max-pooling: the CNN of most tutorials."""
 
-    def layers(self) -> tuple[nn.Sequential, int]:
+    def __init__(self, classes: int = 10, **settings):
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths := (3, 32, 64, 128, 256, 256)):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(),
                        nn.MaxPool2d(2)]
-        return nn.Sequential(*layers), widths[-1]
+        super().__init__(nn.Sequential(*layers), widths[-1], classes, **settings)
 
 
 NETWORKS = {                         # with the learning rates of which validation chooses one

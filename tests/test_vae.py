@@ -39,7 +39,7 @@ def outputs() -> list[bytes]:
     return [Path(name).read_bytes() for name in ("vae.pth", "gmm_params.pkl")]
 
 
-def close(found, expected, atol=1e-5) -> None:
+def assert_close(found, expected, atol=1e-5) -> None:
     torch.testing.assert_close(found, torch.as_tensor(expected).to(found), atol=atol, rtol=1e-4)
 
 
@@ -83,13 +83,13 @@ def test_the_elbo_is_summed_over_pixels_and_latents_and_averaged_over_images(rec
     x, x_hat, mu, logvar = *torch.rand(2, 9, 28, 28), *torch.randn(2, 9, 2)
     bce, mse = -(x * x_hat.log() + (1 - x) * (1 - x_hat).log()), (x - x_hat) ** 2
     found, kl = vae.elbo_terms(x, x_hat, mu, logvar, recon)
-    close(found, (bce if recon == "bce" else mse).sum() / 9)
+    assert_close(found, (bce if recon == "bce" else mse).sum() / 9)
     posterior = Normal(mu, (0.5 * logvar).exp())
-    close(kl, kl_divergence(posterior, Normal(0.0, 1.0)).sum() / 9)
+    assert_close(kl, kl_divergence(posterior, Normal(0.0, 1.0)).sum() / 9)
     q, means, std = torch.randn(9, 3).softmax(dim=1), torch.randn(3, 2), torch.rand(2) + 0.1
     parts = torch.stack([kl_divergence(posterior, Normal(mean, std)).sum(dim=1) for mean in means], dim=1)
-    close(vae.kl_divergence(mu[:, None], logvar[:, None], means, std), parts)
-    close(vae.elbo_terms(x, x_hat, mu, logvar, recon, (q, means, std))[1], (q * parts).sum() / 9)
+    assert_close(vae.kl_divergence(mu[:, None], logvar[:, None], means, std), parts)
+    assert_close(vae.elbo_terms(x, x_hat, mu, logvar, recon, (q, means, std))[1], (q * parts).sum() / 9)
 
 
 def test_ssim_is_the_one_of_scikit_image(digits):
@@ -101,28 +101,28 @@ def test_ssim_is_the_one_of_scikit_image(digits):
 
 def test_mutual_information_is_log_c_for_even_clusters_and_0_for_independent_ones():
     even = torch.eye(4).repeat(30, 1)[:, None]                                             # (120, 1, 4)
-    close(vae.mutual_information(even, even), [np.log(4)], 1e-4)
-    close(vae.mutual_information(even, even, 1.5), [2 * np.log(4)], 1e-4)
-    close(vae.mutual_information(even, torch.full_like(even, 0.25)), [0.0], 1e-4)
+    assert_close(vae.mutual_information(even, even), [np.log(4)], 1e-4)
+    assert_close(vae.mutual_information(even, even, 1.5), [2 * np.log(4)], 1e-4)
+    assert_close(vae.mutual_information(even, torch.full_like(even, 0.25)), [0.0], 1e-4)
     p, q = torch.randn(2, 50, 3, 4).softmax(dim=3)
-    close(vae.mutual_information(p, q), vae.mutual_information(q, p))
-    close(vae.mutual_information(p, q)[[2]], vae.mutual_information(p[:, [2]], q[:, [2]]))
+    assert_close(vae.mutual_information(p, q), vae.mutual_information(q, p))
+    assert_close(vae.mutual_information(p, q)[[2]], vae.mutual_information(p[:, [2]], q[:, [2]]))
 
 
 @pytest.mark.parametrize("clusters", range(11))
 def test_the_prior_has_mean_0_and_covariance_1(clusters):
     means, std = vae.prior(clusters, 2.8)
-    close(means.mean(dim=0), torch.zeros(2))
-    close(torch.diag(std.square()) + means.T @ means / len(means), torch.eye(2))
+    assert_close(means.mean(dim=0), torch.zeros(2))
+    assert_close(torch.diag(std.square()) + means.T @ means / len(means), torch.eye(2))
     if clusters > 2:
-        close((means[0] - means[1]).norm() / std[0], 5.6)
+        assert_close((means[0] - means[1]).norm() / std[0], 5.6)
 
 
 def test_reparameterised_draws_have_their_moments_and_repeat_with_their_generator():
     mu, logvar = torch.tensor([3.0, -1.0]).repeat(20_000, 1), torch.full((20_000, 2), 2 * np.log(0.5))
     z = vae.reparameterise(mu, logvar, vae.generator(1))
-    close(z.mean(dim=0), mu[0], 0.02)
-    close(torch.cov(z.T), 0.25 * torch.eye(2), 0.01)
+    assert_close(z.mean(dim=0), mu[0], 0.02)
+    assert_close(torch.cov(z.T), 0.25 * torch.eye(2), 0.01)
     assert torch.equal(z, vae.reparameterise(mu, logvar, vae.generator(1)))
 
 
@@ -141,7 +141,7 @@ def test_a_warp_keeps_the_range_repeats_and_is_the_identity_without_its_draws(mo
     assert (warped - x).abs().mean() > 0.05
     monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, 0.5))   # half of -1..1
     monkeypatch.setattr(torch, "randn", lambda *shape, generator: torch.zeros(shape))
-    close(vae.warp(x, vae.generator(0)), x, 1e-4)
+    assert_close(vae.warp(x, vae.generator(0)), x, 1e-4)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 2.8), (0, 5, 2.8), (2, 1, 2.0), (7, 2, 2.8)])
@@ -169,8 +169,8 @@ def test_latents_are_standardised_and_classified_by_the_likeliest_component(mode
     (net, mixture), loaded, x = model, VAE(), DigitDataset("train.npz").images
     loaded.load_state_dict(torch.load("vae.pth"))
     z = loaded.eval().encode(x)[0].detach()
-    close(z.mean(dim=0), torch.zeros(2), 1e-3)
-    close(z.std(dim=0), torch.ones(2), 1e-3)
+    assert_close(z.mean(dim=0), torch.zeros(2), 1e-3)
+    assert_close(z.std(dim=0), torch.ones(2), 1e-3)
     density = MultivariateNormal(mixture.means, mixture.covariances).log_prob(z.double()[:, None])
     best = (density + mixture.weights.log()).argmax(dim=1)
     assert vae.classify(net, mixture, x).tolist() == [mixture.digits[k] for k in best]
@@ -286,7 +286,7 @@ def test_every_form_of_the_images_is_read(small):
     for i, form in enumerate([*forms, *labelled]):
         with open("form", "wb") as file:
             np.savez(file, **form) if isinstance(form, dict) else np.save(file, form)
-        close(DigitDataset("form").images, torch.from_numpy(x).float() / 255)
+        assert_close(DigitDataset("form").images, torch.from_numpy(x).float() / 255)
         assert DigitDataset("form")[3][1] == (-1 if i < len(forms) else y[3])
     np.save("a.npy", x[0])
     assert DigitDataset("a.npy").images.shape == (1, 28, 28)
