@@ -615,8 +615,8 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
             part.load_state_dict(saved[name])
     parameters = sum(p.numel() for p in training.net.parameters())
     plan = f"{cfg.epochs}" if cfg.epochs else f"at most {EPOCHS[-1]} in {cfg.budget:g} minutes"
-    print(f"BirdNet: {parameters:,} parameters, on {device}; {steps} steps an epoch, epochs: {plan}",
-          flush=True)
+    print(f"BirdNet: {parameters:,} parameters, on {device}; {steps} steps an epoch; epochs: "
+          f"{plan}", flush=True)
     seconds = math.inf if cfg.epochs else 0.97 * 60 * cfg.budget - (time.monotonic() - began)
     start = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
     done = history[-1]["progress"] if history else 0.0     # share of the training, 0 to 1
