@@ -15,11 +15,14 @@ import io
 import json
 import math
 import os
-import pickle
+import re
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -30,16 +33,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 STORED = 240             # px a side: each photo is decoded once, to this size
+MOST_PIXELS = 50_000_000 # of a photo, after a JPEG's reduced decoding
+PART = re.compile(r"(?<![a-z])(train|test|val|valid|eval|images)(ing|idation|set)?(?![a-z])", re.I)
 EPOCHS = sorted({round(1.1**k) for k in range(61)})    # plans, 1 to 304 epochs; more gain nothing
 
 
@@ -75,12 +79,22 @@ class Config:
     def __post_init__(self):
         if (self.epochs is not None and self.epochs < 1) or not 0 < self.budget < math.inf:
             raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} is not above 0.")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed} does not lie in 0 to 2**63 - 1.")
 
 
 # ------------------------------------------------------ shared with vae.py, word for word (tested)
 
 class UserError(Exception):
     """The user's mistake: one sentence that names the file and the remedy; exit status 2."""
+
+
+def say(text: str, stream: str = "stdout") -> None:
+    """Prints; where its reader is gone or the disk is full, the work goes on in silence."""
+    try:
+        print(text, file=getattr(sys, stream), flush=True)
+    except OSError:
+        setattr(sys, stream, open(os.devnull, "w"))        # noqa: SIM115
 
 
 def seed_everything(seed: int) -> None:
@@ -102,25 +116,50 @@ def pick_device(name: str | None) -> torch.device:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: after a kill or on a full disk the earlier one stays."""
-    part = path.with_name(f"{path.name}.part")
+    target = Path(os.path.realpath(path))                  # a link stays; its file is replaced
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(part, target)
     except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another.") from error
+    finally:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another.") from error
 
 
-def check_writable(path: Path) -> None:
-    """Fails before the training rather than after it."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file to write.")
-    write_atomic(probe := path.with_name(f"{path.name}.probe"), b"")
-    probe.unlink()
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
+    """Fails before the work rather than after it; no output is an input or another output."""
+    taken = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{path} is a folder, a pipe or a device; name a file to write.")
+        if os.path.realpath(path) in taken:
+            raise UserError(f"{path} is read too, or named twice; name another file to write.")
+        taken.add(os.path.realpath(path))
+        write_atomic(probe := path.with_name(f"{path.name}.probe"), b"")
+        probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(model_path: Path) -> Iterator[None]:
+    """Of two trainings that write one model at the same time the second is refused."""
+    check_outputs([path := Path(f"{model_path}.lock")])
+    with open(path, "w") as file:
+        try:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass                                           # Windows cannot tell
+        except BlockingIOError as error:
+            raise UserError(f"another training writes {model_path} now; name another.") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def save(path: Path, state: dict) -> None:
@@ -129,27 +168,52 @@ def save(path: Path, state: dict) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def read_file(path: Path) -> io.BytesIO:
+    """A file's content; a pipe, whose reader would wait for ever, is none."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(0, "no file")
+    return io.BytesIO(path.read_bytes())
+
+
 def load(path: Path) -> dict[str, Any]:
-    """`torch.load` of tensors and plain values, nothing else."""
+    """`torch.load` of finite tensors and plain values, from a zip whose checksums are right."""
     try:
+        content = read_file(path)
+        with zipfile.ZipFile(content) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > len(content.getbuffer()) or archive.testzip():
+                raise ValueError("packed, or damaged")
+        content.seek(0)
         with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name a model.") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
-            pickle.PickleError) as error:
-        raise UserError(f"{path} is no whole PyTorch file; copy it anew or train again.") from error
+            state = dict(torch.load(content, map_location="cpu", weights_only=True))
+        if not all(value.isfinite().all() for value in state.values() if torch.is_tensor(value)):
+            raise ValueError("not finite")
+        return state
+    except Exception as error:                             # damaged bytes make torch raise anything
+        reason = getattr(error, "strerror", None) or "no whole PyTorch file"
+        raise UserError(f"{path} cannot be read ({reason}); name another, or train.") from error
 
 
-def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
-    """The checkpoint of a stopped training of the same `fingerprint`, or None."""
-    with contextlib.suppress(UserError, AttributeError):   # broken, or no dict
-        if path.exists() and (saved := load(path)).get("key") == key:
-            print(f"resuming after epoch {len(saved['history'])}, from {path}")
-            return saved
-    if path.exists():
-        print(f"note: {path} is broken or of another training: starting anew.", file=sys.stderr)
-    return None
+def load_checkpoint(path: Path, key: str, cfg: Any) -> dict[str, Any] | None:
+    """The checkpoint of a stopped training of the same `fingerprint`, or None.
+
+    One of another training is not overwritten: it may hold hours of work.
+    """
+    if not os.path.exists(path):
+        return None
+    try:
+        saved = load(path)
+        epochs, settings = len(saved["history"]), dict(saved["settings"])
+    except (UserError, LookupError, TypeError, ValueError):
+        say(f"note: {path} is no whole checkpoint: starting anew.", "stderr")
+        return None
+    if saved.get("key") != key:
+        other = [f"{name} {settings.get(name)}, now {value}" for name, value in vars(cfg).items()
+                 if settings.get(name) != value] or ["other data, machine or program"]
+        raise UserError(f"{path} holds {epochs} epochs of another training ({', '.join(other)}); "
+                        "give its command, another name, or --no-resume to lose them.")
+    say(f"resuming after epoch {epochs}, from {path}")
+    return saved
 
 
 def fingerprint(settings: Any, *data: Tensor) -> str:
@@ -166,7 +230,7 @@ def record(path: Path, history: list[dict]) -> None:
     """Writes the history, one JSON line an epoch, and prints the last one."""
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in history).encode())
     last = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in history[-1].items())
-    print("  ".join(f"{key} {value}" for key, value in last), flush=True)
+    say("  ".join(f"{key} {value}" for key, value in last))
 
 
 def generator(*key: Any) -> torch.Generator:
@@ -181,74 +245,158 @@ def ema_fn(decay: float) -> Callable:
         min(decay, float((1 + n) / (10 + n))))(averaged, current, n)
 
 
+def prepare_process() -> None:
+    """SIGTERM and SIGHUP stop as Ctrl-C does; what the terminal cannot write is escaped."""
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows lacks one
+        if signal.getsignal(number) == signal.SIG_DFL:     # not where nohup ignores it
+            signal.signal(number, stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Calls `main(argv)`; a user's mistake and Ctrl-C become one sentence and an exit status."""
+    """Calls `main(argv)`; a user's mistake, a signal or want of memory become one sentence."""
+    prepare_process()
     try:
         main(argv)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", "stderr")
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command resumes from the last epoch.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as signalled:
+        say("\nstopped; the same command resumes from the last epoch.", "stderr")
+        return 128 + (signalled.args or (signal.SIGINT,))[0]
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("Memory|out of memory|allocate|a primitive|new thread", repr(error)):
+            raise
+        say("error: memory is short; close other programs or give fewer images.", "stderr")
+        return 2
 
 
 # ------------------------------------------------------ 1. find the images
+def files_below(folder: Path) -> list[Path]:
+    """All files, in ImageFolder's order; links are followed, but to no folder above them."""
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); move it elsewhere.")
+
+    found = []
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        here = Path(os.path.abspath(root))
+        above = {os.path.realpath(path) for path in (here, *here.parents)}
+        folders[:] = [name for name in folders if os.path.realpath(here / name) not in above]
+        found.append((root, sorted(names)))
+    return [Path(root, name) for root, names in sorted(found) for name in names]
+
+
 def find_images(folder: Path) -> tuple[list[Path], list[str]]:
     """Paths and class-folder names ("" in a flat folder), in ImageFolder's order."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected {folder}/<class name>/<image>.jpg.")
-    paths: list[Path] = []
-    with contextlib.suppress(FileNotFoundError):           # ImageFolder's, where no class folder is
-        paths = [Path(path) for path, _ in ImageFolder(str(folder), allow_empty=True).samples]
-    paths = paths or sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-    if not paths:
+    try:
+        entries = sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); expected "
+                        f"{folder}/<class name>/<image>.jpg.") from error
+    found = [(path, name) for name in entries if (folder / name).is_dir()
+             for path in files_below(folder / name) if path.suffix.lower() in IMG_EXTENSIONS]
+    found = found or [(path, "") for path in (folder / name for name in entries)
+                      if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir()]
+    if not found:
         raise UserError(f"{folder} holds no images; expected {folder}/<class name>/<image>.jpg.")
-    inside = [path.relative_to(folder).parts[:-1] for path in paths]
-    if all(len(parts) > 1 for parts in inside):
-        raise UserError(f"{folder} holds its class folders deeper; try {folder / inside[-1][0]}.")
-    return paths, [parts[0] if parts else "" for parts in inside]
+    inside = [(path, name) for path, name in found if name and not hidden(path, folder)]
+    sizes = Counter(name for _, name in inside)
+    deep = set(sizes) - {name for path, name in inside if path.parent == folder / name}
+    if deep and (len(deep) == len(sizes) or any(map(PART.search, sizes))):
+        place = folder / max(deep, key=lambda name: ("train" in name.lower(), sizes[name]))
+        find_images(place)                                 # which may name a folder deeper still
+        raise UserError(f"{folder} holds its class folders one level deeper; name {place}.")
+    return [path for path, _ in found], [name for _, name in found]
+
+
+def left_out(folder: Path, paths: list[Path]) -> list[tuple[Path, str]]:
+    """Folders and what is not used of them: files of other kinds, class folders without images."""
+    known, with_images = set(paths), {path.relative_to(folder).parts[0] for path in paths}
+    kinds = Counter((path.parent, path.suffix) for path in files_below(folder)
+                    if path not in known and not hidden(path, folder))
+    return [*((place, f"{count} {kind or 'nameless'} files are not read")
+              for (place, kind), count in sorted(kinds.items())),
+            *((path, "it holds no images and is no class") for path in sorted(folder.iterdir())
+              if path.is_dir() and path.name not in with_images and not hidden(path, folder)),
+            *((folder, f"{count} hidden images are left aside")
+              for count in [sum(hidden(path, folder) for path in paths)] if count)]
+
+
+def hidden(path: Path, folder: Path) -> bool:
+    """As macOS, Jupyter and others leave files: a name on the way begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 # ------------------------------------------------------ 2. decode each photo once
-def to_rgb(image: Image.Image) -> Image.Image:
-    """As a person sees it: turned as EXIF says, 16 bits scaled to 8, transparency on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):                         # 16-bit grey, which `convert` would clip
-        grey = np.asarray(image, dtype=np.float32) / 257
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+def to_rgb(image: Image.Image, size: int) -> Image.Image:
+    """Squashed to size x size: 16 bits scaled to 8, transparency on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
+    elif image.mode.startswith("I"):                       # 16-bit grey, which `convert` would clip
+        image = image.convert("I")
+    elif image.mode != "L":
+        image = image.convert("RGB")
+    image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    if image.mode == "I":
+        image = image.point(lambda value: value / 257).convert("L")
+    if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def decode_image(path: Path, pixels: np.ndarray) -> float | None:
-    """Fills `pixels` (3, S, S) uint8 with the squashed photo; its aspect ratio, None if broken."""
+def orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8, above 4 for a photo on its side; 1 where there is none or it is damaged."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+        return int(value) if value in range(1, 9) else 1  # type: ignore[arg-type]
+    except Exception:                                      # other tags make Pillow raise anything
+        return 1
+
+
+def decode_image(path: Path, pixels: np.ndarray) -> float | str:
+    """Fills `pixels` (3, S, S) uint8 with the squashed photo; its aspect ratio, or its fault."""
     size = pixels.shape[-1]
     try:
-        with Image.open(path) as file:
-            file.draft("RGB", (size * 4 // 5, size * 4 // 5))       # a JPEG at 1/1, 1/2, 1/4 or 1/8
-            image = to_rgb(file)
-            small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
-            pixels[:] = np.asarray(small).transpose(2, 0, 1)
-            return image.width / image.height
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        if not path.is_file():                             # a pipe would wait for ever
+            raise OSError("no regular file")
+        with Image.open(path) as image:
+            image.draft("RGB", (size * 4 // 5, size * 4 // 5))      # a JPEG at 1/1, 1/2, 1/4 or 1/8
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} px are too many")
+            small, turn = to_rgb(image, size), orientation(image)
+            small.info, small.getexif()[ExifTags.Base.Orientation] = {}, turn
+            pixels[:] = np.asarray(ImageOps.exif_transpose(small)).transpose(2, 0, 1)
+            aspect = image.width / image.height
+            return 1 / aspect if turn > 4 else aspect
+    except Exception as error:                             # damaged bytes raise anything
         pixels[:] = 0
-        return None
+        return str(error) or type(error).__name__
 
 
 def decode(paths: list[Path], if_broken: str) -> tuple[Tensor, Tensor, list[int]]:
     """Pixels (N, 3, S, S) uint8, aspect ratios (N,), and the indices of broken files."""
-    pixels = torch.empty(len(paths), 3, STORED, STORED, dtype=torch.uint8)
+    pixels, broken = torch.empty(len(paths), 3, STORED, STORED, dtype=torch.uint8), []
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(decode_image, paths, pixels.numpy())
         aspects = list(tqdm(decoded, "decoding", len(paths), leave=False, disable=None))
-    broken = [i for i, aspect in enumerate(aspects) if aspect is None]
-    for i in broken:
-        print(f"warning: {paths[i]} cannot be read: {if_broken}.", file=sys.stderr)
-    return pixels, torch.tensor([aspect or 1.0 for aspect in aspects]), broken
+        for i, fault in enumerate(aspects):
+            if isinstance(fault, str):                     # once more: what does it still show?
+                ImageFile.LOAD_TRUNCATED_IMAGES = True
+                aspects[i] = decode_image(paths[i], pixels[i].numpy())
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+                if pixels[i].min() < pixels[i].max():
+                    say(f"note: {paths[i]} is damaged ({fault}); what is whole is used.", "stderr")
+                else:
+                    broken.append(i)
+                    aspects[i] = 1.0
+                    say(f"warning: {paths[i]} cannot be read ({fault}): {if_broken}.", "stderr")
+    return pixels, torch.tensor(aspects), broken
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
@@ -297,23 +445,32 @@ class Data:
     classes: list[str]
 
 
-def load_data(folder: Path, seed: int) -> Data:
-    """Finds, decodes and splits the photos of a training set, but for hidden ones."""
-    found = [(path, name) for path, name in zip(*find_images(folder), strict=True)
-             if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+def load_data(folder: Path, seed: int, outputs: Iterable[Path] = ()) -> Data:
+    """Finds, decodes and splits the photos of a training set, but for hidden ones.
+
+    outputs: files that will be written, of which none may be a photo.
+    """
+    images, names = find_images(folder)
+    check_outputs(outputs, images)
+    for place, what in left_out(folder, images):
+        say(f"note: {place}: {what}.", "stderr")
+    found = [(path, name) for path, name in zip(images, names, strict=True)
+             if not hidden(path, folder)]
     paths, classes = [path for path, _ in found], sorted({name for _, name in found})
     labels = torch.tensor([classes.index(name) for _, name in found])
     pixels, aspect, broken = decode(paths, "left out of the training")
     rows = np.setdiff1d(np.arange(len(paths)), broken)
     groups = near_duplicates(pixels, aspect).numpy()[rows]
     sizes = np.bincount(labels[rows], minlength=len(classes))
-    if len(classes) < 2 or min(sizes) < 5 or len(np.unique(groups)) < 5:
-        raise UserError(f"{folder} needs 2 class folders or more, 5 different images in each.")
-    folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=seed % 2**32)
-    folds = next(folds.split(rows, labels.numpy()[rows], groups))
+    splits = min(5, max(sizes), len(np.unique(groups)))
+    if len(classes) < 2 or min(sizes) < 2 or splits < 2:
+        raise UserError(f"{folder} needs 2 class folders or more, 2 different images in each.")
+    folds = StratifiedGroupKFold(n_splits=splits, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings(action="ignore"):         # of classes smaller than that
+        folds = next(folds.split(rows, labels.numpy()[rows], groups))
     train, val = (torch.from_numpy(rows[fold]) for fold in folds)
-    print(f"data: {len(rows)} photos of {len(classes)} classes, {len(train)} to train, {len(val)} "
-          f"to validate; {len(rows) - len(np.unique(groups))} near-duplicates kept on one side")
+    say(f"data: {len(rows)} photos of {len(classes)} classes, {len(train)} to train, {len(val)} "
+      f"to validate; {len(rows) - len(np.unique(groups))} near-duplicates kept on one side")
     return Data(pixels, labels, train, val, classes)
 
 
@@ -453,7 +610,16 @@ def load_model(path: Path) -> BirdNet:
     """The network that `train` saved, in eval mode."""
     net, state = BirdNet(), load(path)
     try:
-        net.load_state_dict(state)
+        match state:                                       # sizes first, before anything is built
+            case {"head.weight": Tensor() as head, "_extra_state": {
+                    "program": "bird", "classes": [*classes], "counts": [*counts],
+                    "size": int(size), "batch_norm": bool()}} if (
+                    len(set(classes)) == len(counts) == len(head) and head.is_contiguous()
+                    and 32 <= size <= STORED and {type(count) for count in counts} == {int}
+                    and all(Path(name).name == name for name in classes)):     # no path
+                net.load_state_dict(state)
+            case _:
+                raise ValueError("of another program")
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no model of this bird.py; name one that it trained.") from error
     return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -599,24 +765,22 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
     """
     began, device = time.monotonic(), pick_device(cfg.device)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if rank == 0:
-        check_writable(model_path)
-    history_path = model_path.with_suffix(".history.jsonl")
-    checkpoint_path = model_path.with_suffix(".checkpoint.pt")
-    data = load_data(folder, cfg.seed)
+    history_path = model_path.parent / f"{model_path.stem}.history.jsonl"
+    checkpoint_path = model_path.parent / f"{model_path.stem}.checkpoint.pt"
+    outputs = (model_path, history_path, checkpoint_path) if rank == 0 else ()
+    data = load_data(folder, cfg.seed, outputs)
     photos, steps, K = len(data.train), max(1, len(data.train) // cfg.batch_size), len(data.classes)
     training = Training(data, cfg, device)
     history: list[dict] = []
     epochs, stale, best = cfg.epochs or 30, 0, {}  # a first guess; epochs since the best state_dict
     key = fingerprint((cfg, device, world, data.classes), data.pixels, data.labels, data.train)
-    if saved := from_rank_0(load_checkpoint(checkpoint_path, key) if resume else None):
+    if saved := from_rank_0(load_checkpoint(checkpoint_path, key, cfg) if resume else None):
         history, best, epochs, stale = (saved[k] for k in ("history", "best", "epochs", "stale"))
         for name, part in training.parts.items():
             part.load_state_dict(saved[name])
     parameters = sum(p.numel() for p in training.net.parameters())
     plan = f"{cfg.epochs}" if cfg.epochs else f"at most {EPOCHS[-1]} in {cfg.budget:g} minutes"
-    print(f"BirdNet: {parameters:,} parameters, on {device}; {steps} steps an epoch; epochs: "
-          f"{plan}", flush=True)
+    say(f"BirdNet: {parameters:,} parameters, on {device}; {steps} steps an epoch; epochs: {plan}")
     seconds = math.inf if cfg.epochs else 0.97 * 60 * cfg.budget - (time.monotonic() - began)
     start = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
     done = history[-1]["progress"] if history else 0.0     # share of the training, 0 to 1
@@ -652,7 +816,7 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
         loss, accuracy = torch.stack(outcomes).mean(dim=0).tolist()
         scores = from_rank_0(training.evaluate(data, size))
         if not math.isfinite(scores["val_loss"]):
-            print("warning: the loss is no longer finite; the training ends here.", file=sys.stderr)
+            say("warning: the loss is no longer finite; the training ends here.", "stderr")
             break
         stale += 1
         if scores["val_loss"] < min((row["val_loss"] for row in history), default=math.inf):
@@ -668,7 +832,8 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
                 epochs = fitting
         if rank == 0:
             record(history_path, history)
-            state = {"key": key, "history": history, "epochs": epochs, "stale": stale, "best": best}
+            state = {"key": key, "settings": vars(cfg), "history": history, "epochs": epochs,
+                     "stale": stale, "best": best}
             parts = {name: part.state_dict() for name, part in training.parts.items()}
             save(checkpoint_path, state | parts)
     if not best:
@@ -682,8 +847,8 @@ def train(folder: Path, model_path: Path, cfg: Config, resume: bool = True) -> t
     if rank == 0:
         save(model_path, net.state_dict())
         checkpoint_path.unlink(missing_ok=True)
-    print(f"saved {model_path}: validation score {(macro + micro) / 2:.4f}, "
-          f"{(time.monotonic() - began) / 60:.1f} minutes")
+    say(f"saved {model_path}: validation score {(macro + micro) / 2:.4f}, "
+        f"{(time.monotonic() - began) / 60:.1f} minutes")
     return macro, micro
 
 
@@ -731,7 +896,9 @@ def test(folder: Path, model_path: Path, csv_path: Path, device: torch.device) -
     net = load_model(model_path).to(device)
     classes, frequent = net.extra["classes"], int(np.argmax(net.extra["counts"]))
     paths, names = find_images(folder)
-    check_writable(csv_path)
+    check_outputs([csv_path], [model_path, *paths])
+    for place, what in left_out(folder, paths):
+        say(f"note: {place}: {what}.", "stderr")
     predicted: list[int] = []
     for part in (paths[i:i + 1024] for i in range(0, len(paths), 1024)):       # bounds the memory
         pixels, _, broken = decode(part, f"labelled {classes[frequent]}, the most frequent class")
@@ -739,12 +906,14 @@ def test(folder: Path, model_path: Path, csv_path: Path, device: torch.device) -
         labels[broken] = frequent
         predicted += labels.tolist()
     write_atomic(csv_path, "\n".join(["Predicted_Label", *map(str, predicted), ""]).encode())
-    print(f"{csv_path}: {len(paths)} labels")
-    if foreign := set(names) - set(classes):
-        print(f"no score: {min(foreign)!r} is no class of the model")
-    else:
-        macro, micro = f1([classes.index(name) for name in names], predicted)
-        print(f"score {(macro + micro) / 2:.4f} (macro F1 {macro:.4f}, micro F1 {micro:.4f})")
+    say(f"{csv_path}: {len(paths)} labels")
+    seen = [(name, label) for path, name, label in zip(paths, names, predicted, strict=True)
+            if not hidden(path, folder)]
+    if foreign := {name for name, _ in seen} - set(classes):
+        say(f"no score: {min(foreign)!r} is no class of the model")
+    elif seen:
+        macro, micro = f1([classes.index(name) for name, _ in seen], [label for _, label in seen])
+        say(f"score {(macro + micro) / 2:.4f} (macro F1 {macro:.4f}, micro F1 {micro:.4f})")
 
 
 def main(argv: list[str]) -> None:
@@ -770,7 +939,8 @@ def main(argv: list[str]) -> None:
         if dist.get_rank() > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     cfg = Config(args.seed, args.epochs, args.budget, args.device)
-    train(args.dataset, args.model, cfg, resume=not args.no_resume)
+    with lock(args.model) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        train(args.dataset, args.model, cfg, resume=not args.no_resume)
     if dist.is_initialized():
         dist.destroy_process_group()
 

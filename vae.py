@@ -23,12 +23,13 @@ import math
 import os
 import pickle
 import pickletools
+import re
+import signal
 import sys
 import time
 import warnings
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 SIDE, LATENT = 28, 2
+MOST_BYTES = 1_000_000_000           # of a .npz, unpacked
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,21 @@ class Config:
     def __post_init__(self):
         if (self.epochs is not None and self.epochs < 1) or not 0 < self.budget < math.inf:
             raise UserError(f"--epochs {self.epochs} or --budget {self.budget:g} is not above 0.")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed} does not lie in 0 to 2**63 - 1.")
 
 
 # ------------------------------------------------------ shared with bird.py, word for word (tested)
 class UserError(Exception):
     """The user's mistake: one sentence that names the file and the remedy; exit status 2."""
+
+
+def say(text: str, stream: str = "stdout") -> None:
+    """Prints; where its reader is gone or the disk is full, the work goes on in silence."""
+    try:
+        print(text, file=getattr(sys, stream), flush=True)
+    except OSError:
+        setattr(sys, stream, open(os.devnull, "w"))        # noqa: SIM115
 
 
 def seed_everything(seed: int) -> None:
@@ -98,25 +110,50 @@ def pick_device(name: str | None) -> torch.device:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: after a kill or on a full disk the earlier one stays."""
-    part = path.with_name(f"{path.name}.part")
+    target = Path(os.path.realpath(path))                  # a link stays; its file is replaced
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(part, target)
     except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another.") from error
+    finally:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another.") from error
 
 
-def check_writable(path: Path) -> None:
-    """Fails before the training rather than after it."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file to write.")
-    write_atomic(probe := path.with_name(f"{path.name}.probe"), b"")
-    probe.unlink()
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
+    """Fails before the work rather than after it; no output is an input or another output."""
+    taken = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{path} is a folder, a pipe or a device; name a file to write.")
+        if os.path.realpath(path) in taken:
+            raise UserError(f"{path} is read too, or named twice; name another file to write.")
+        taken.add(os.path.realpath(path))
+        write_atomic(probe := path.with_name(f"{path.name}.probe"), b"")
+        probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(model_path: Path) -> Iterator[None]:
+    """Of two trainings that write one model at the same time the second is refused."""
+    check_outputs([path := Path(f"{model_path}.lock")])
+    with open(path, "w") as file:
+        try:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass                                           # Windows cannot tell
+        except BlockingIOError as error:
+            raise UserError(f"another training writes {model_path} now; name another.") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def save(path: Path, state: dict) -> None:
@@ -125,27 +162,52 @@ def save(path: Path, state: dict) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def read_file(path: Path) -> io.BytesIO:
+    """A file's content; a pipe, whose reader would wait for ever, is none."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(0, "no file")
+    return io.BytesIO(path.read_bytes())
+
+
 def load(path: Path) -> dict[str, Any]:
-    """`torch.load` of tensors and plain values, nothing else."""
+    """`torch.load` of finite tensors and plain values, from a zip whose checksums are right."""
     try:
+        content = read_file(path)
+        with zipfile.ZipFile(content) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > len(content.getbuffer()) or archive.testzip():
+                raise ValueError("packed, or damaged")
+        content.seek(0)
         with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name a model.") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
-            pickle.PickleError) as error:
-        raise UserError(f"{path} is no whole PyTorch file; copy it anew or train again.") from error
+            state = dict(torch.load(content, map_location="cpu", weights_only=True))
+        if not all(value.isfinite().all() for value in state.values() if torch.is_tensor(value)):
+            raise ValueError("not finite")
+        return state
+    except Exception as error:                             # damaged bytes make torch raise anything
+        reason = getattr(error, "strerror", None) or "no whole PyTorch file"
+        raise UserError(f"{path} cannot be read ({reason}); name another, or train.") from error
 
 
-def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
-    """The checkpoint of a stopped training of the same `fingerprint`, or None."""
-    with contextlib.suppress(UserError, AttributeError):   # broken, or no dict
-        if path.exists() and (saved := load(path)).get("key") == key:
-            print(f"resuming after epoch {len(saved['history'])}, from {path}")
-            return saved
-    if path.exists():
-        print(f"note: {path} is broken or of another training: starting anew.", file=sys.stderr)
-    return None
+def load_checkpoint(path: Path, key: str, cfg: Any) -> dict[str, Any] | None:
+    """The checkpoint of a stopped training of the same `fingerprint`, or None.
+
+    One of another training is not overwritten: it may hold hours of work.
+    """
+    if not os.path.exists(path):
+        return None
+    try:
+        saved = load(path)
+        epochs, settings = len(saved["history"]), dict(saved["settings"])
+    except (UserError, LookupError, TypeError, ValueError):
+        say(f"note: {path} is no whole checkpoint: starting anew.", "stderr")
+        return None
+    if saved.get("key") != key:
+        other = [f"{name} {settings.get(name)}, now {value}" for name, value in vars(cfg).items()
+                 if settings.get(name) != value] or ["other data, machine or program"]
+        raise UserError(f"{path} holds {epochs} epochs of another training ({', '.join(other)}); "
+                        "give its command, another name, or --no-resume to lose them.")
+    say(f"resuming after epoch {epochs}, from {path}")
+    return saved
 
 
 def fingerprint(settings: Any, *data: Tensor) -> str:
@@ -162,7 +224,7 @@ def record(path: Path, history: list[dict]) -> None:
     """Writes the history, one JSON line an epoch, and prints the last one."""
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in history).encode())
     last = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in history[-1].items())
-    print("  ".join(f"{key} {value}" for key, value in last), flush=True)
+    say("  ".join(f"{key} {value}" for key, value in last))
 
 
 def generator(*key: Any) -> torch.Generator:
@@ -177,32 +239,54 @@ def ema_fn(decay: float) -> Callable:
         min(decay, float((1 + n) / (10 + n))))(averaged, current, n)
 
 
+def prepare_process() -> None:
+    """SIGTERM and SIGHUP stop as Ctrl-C does; what the terminal cannot write is escaped."""
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows lacks one
+        if signal.getsignal(number) == signal.SIG_DFL:     # not where nohup ignores it
+            signal.signal(number, stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Calls `main(argv)`; a user's mistake and Ctrl-C become one sentence and an exit status."""
+    """Calls `main(argv)`; a user's mistake, a signal or want of memory become one sentence."""
+    prepare_process()
     try:
         main(argv)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", "stderr")
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command resumes from the last epoch.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as signalled:
+        say("\nstopped; the same command resumes from the last epoch.", "stderr")
+        return 128 + (signalled.args or (signal.SIGINT,))[0]
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("Memory|out of memory|allocate|a primitive|new thread", repr(error)):
+            raise
+        say("error: memory is short; close other programs or give fewer images.", "stderr")
+        return 2
 
 
 # ------------------------------------------------------ the images
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .npz or .npy file by name; nothing is unpickled."""
     try:
-        with open(path, "rb") as file:
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return {"data": found}
-            return {name: np.asarray(found[name]) for name in found.files}
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile,
-            zlib.error) as error:
-        raise UserError(f"{path} cannot be read as arrays ({error}); write it with "
-                        "numpy.savez(path, data=images, labels=labels).") from error
+        found = np.load(read_file(path), allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {"data": found}
+        if sum(member.file_size for member in found.zip.infolist()) > MOST_BYTES:
+            raise ValueError("it unpacks to more than 1 GB")
+        arrays = {name: a for name in found.files if isinstance(a := found[name], np.ndarray)}
+        if not arrays:
+            raise ValueError("a zip without arrays: unpack it first")
+        return arrays
+    except Exception as error:                             # damaged bytes make NumPy raise anything
+        raise UserError(f"{path} cannot be read as arrays ({str(error) or type(error).__name__}); "
+                        "write it with numpy.savez(path, data=images, labels=labels).") from error
 
 
 def is_images(a: np.ndarray) -> bool:
@@ -218,16 +302,21 @@ class DigitDataset(Dataset):
         self.path = Path(path)
         arrays = read_arrays(self.path)
         labels = next((arrays.pop(k) for k in ("labels", "label", "y") if k in arrays), None)
-        images = arrays.get("data", next((a for a in arrays.values() if is_images(a)), None))
-        if images is None or not is_images(images):
+        named = {name: a for name, a in arrays.items() if is_images(a)}
+        if not ("data" in named or len(named) == 1):
             found = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items())
-            raise UserError(f"{path} holds no images ({found}); expected `data`, N x 28 x 28.")
+            raise UserError(f"{path} holds {len(named)} arrays of images ({found}); save one as "
+                            "`data`, N x 28 x 28, and as many `labels`.")
+        images = named["data"] if "data" in named else next(iter(named.values()))
         low, high = float(images.min()), float(images.max())           # NaN spreads to both
-        if not 0 <= low <= high <= 255:
+        top, margin = 1 if high <= 1.1 else 255, 0.1 * (images.dtype.kind == "f")
+        if not -margin <= low / top <= high / top <= 1 + margin:       # floats: resizing overshoots
             raise UserError(f"{path} holds values from {low:g} to {high:g}, not in 0-255 or 0-1.")
-        top = 255 if images.dtype.kind in "ui" or high > 1 else 1
-        unit = np.ascontiguousarray(images.reshape(-1, SIDE, SIDE), np.float32) / top
-        self.images, self.labels = torch.from_numpy(unit), None
+        unit = images.reshape(-1, SIDE, SIDE).astype(np.float32)
+        self.images, self.labels = torch.from_numpy(unit).div_(top).clamp_(0, 1), None
+        if not 0.02 < (mean := float(self.images.mean())) < 0.5:
+            say(f"note: {path}: the mean pixel is {mean:.3f} of white; expected white digits on "
+                "black, at about 0.1.", "stderr")
         if labels is not None:
             digits = labels.size == len(unit) and labels.dtype.kind in "uif"
             if not digits or not np.array_equal(labels, np.trunc(labels).clip(0, 9)):
@@ -470,10 +559,17 @@ class GaussianMixture:
         return torch.tensor(self.digits)[self.log_joint(z).argmax(dim=1)]
 
 
-def save_mixture(path: Path, mixture: GaussianMixture) -> None:
-    """A pickle of plain lists, floats and ints."""
+def digest(net: VAE) -> str:
+    """Of the weights: a mixture belongs to the model whose latents it was fitted to."""
+    values = [value.cpu() for value in net.state_dict().values() if isinstance(value, Tensor)]
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
+
+
+def save_mixture(path: Path, mixture: GaussianMixture, net: VAE | None = None) -> None:
+    """A pickle of plain lists, floats and ints, and the digest of its model."""
     plain = {name: getattr(mixture, name).tolist() for name in ("weights", "means", "covariances")}
-    write_atomic(path, pickle.dumps({**plain, "digits": mixture.digits}, protocol=4))
+    plain |= {"digits": mixture.digits, **({"model": digest(net)} if net else {})}
+    write_atomic(path, pickle.dumps(plain, protocol=4))
 
 
 PLAIN = {                            # opcodes of `save_mixture`'s pickles
@@ -482,26 +578,29 @@ PLAIN = {                            # opcodes of `save_mixture`'s pickles
     "BININT1", "BININT2"}
 
 
-def load_mixture(path: str | Path) -> GaussianMixture:
-    """The mixture that `train` saved; a pickle with other opcodes is refused unloaded."""
+def load_mixture(path: str | Path, net: VAE | None = None) -> GaussianMixture:
+    """The mixture that `train` saved with this model; other pickles are refused unloaded."""
     try:
-        content = Path(path).read_bytes()
+        content = read_file(Path(path)).read(10**6)
         if {opcode.name for opcode, _, _ in pickletools.genops(content)} - PLAIN:
             raise ValueError("it holds more than plain lists and numbers; save arrays by .tolist()")
         plain = pickle.loads(content)
-        weights, means, covariances = (torch.tensor(plain[name], dtype=torch.float64)
+        model, digits = plain.pop("model", None), plain.pop("digits")      # others write no model
+        weights, means, covariances = (torch.tensor(plain.pop(name), dtype=torch.float64)
                                        for name in ("weights", "means", "covariances"))
-        digits, k = [int(digit) for digit in plain["digits"]], len(means)
-        shapes = (weights.shape, means.shape, covariances.shape, len(digits))
-        if shapes != ((k,), (k, LATENT), (k, LATENT, LATENT), k):
-            raise ValueError("its shapes do not fit together")
+        k = len(digits)
+        if plain or (weights.shape, means.shape, covariances.shape) != (
+                (k,), (k, LATENT), (k, LATENT, LATENT)):
+            raise ValueError("its arrays do not fit together")
         mixture = GaussianMixture(weights, means, covariances, digits)
         normal = mixture.log_joint(means).isfinite().all() and abs(weights.sum() - 1) < 1e-6
-        if not normal or not set(digits) <= set(range(10)):
+        if not (normal and weights.min() > 0 and torch.allclose(covariances, covariances.mT)
+                and len(set(digits)) == k and all(digit in range(10) for digit in digits)):
             raise ValueError("its values are no mixture's")
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError,
-            OverflowError, pickle.UnpicklingError) as error:
+    except Exception as error:                             # damaged bytes raise anything
         raise UserError(f"{path} is no mixture that vae.py saved ({error}).") from error
+    if net and model and model != digest(net):
+        raise UserError(f"{path} is not of this model; name the two files that one training saved.")
     return mixture
 
 
@@ -514,13 +613,15 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path,
     Beside the model: NAME.history.jsonl, one line an epoch, and NAME.checkpoint.pt until the end.
     """
     began, model_path, gmm_path = time.monotonic(), Path(model_path), Path(gmm_path)
-    for path in (model_path, gmm_path):
-        check_writable(path)
-    history_path = model_path.with_suffix(".history.jsonl")
-    checkpoint_path = model_path.with_suffix(".checkpoint.pt")
+    history_path = model_path.parent / f"{model_path.stem}.history.jsonl"
+    checkpoint_path = model_path.parent / f"{model_path.stem}.checkpoint.pt"
+    outputs = (model_path, gmm_path, history_path, checkpoint_path)
+    check_outputs(outputs, map(Path, (train_path, val_path)))
     data, val, place = DigitDataset(train_path), DigitDataset(val_path), pick_device(device)
     if val.labels is None or len(digits := val.labels.unique().tolist()) < 2 or len(data) < 20:
         raise UserError(f"{val_path} needs `labels` of 2 digits or more, {train_path} 20 images.")
+    if (data.images == data.images[0]).all():
+        raise UserError(f"{train_path} holds {len(data)} times the same image, and no digits.")
     order = torch.randperm(len(data), generator=generator(cfg.seed, "split"))
     held_out, images = data.images[order].to(place).tensor_split([max(2, len(data) // 32)])
     seed_everything(cfg.seed)
@@ -533,13 +634,13 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path,
         parts[phase] = torch.optim.AdamW(parameters, weight_decay=cfg.weight_decay, fused=True)
     history: list[dict] = []
     key = fingerprint((cfg, place), data.images, val.images, val.labels)
-    if resume and (saved := load_checkpoint(checkpoint_path, key)):
+    if resume and (saved := load_checkpoint(checkpoint_path, key, cfg)):
         history = saved["history"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     start = began - (history[-1]["seconds"] if history else 0.0)
-    print(f"VAE: {sum(p.numel() for p in net.parameters()):,} parameters, on {place}; "
-          f"{len(data)} images, digits {', '.join(map(str, digits))}", flush=True)
+    say(f"VAE: {sum(p.numel() for p in net.parameters()):,} parameters, on {place}; "
+        f"{len(data)} images, digits {', '.join(map(str, digits))}")
 
     for phase in phases:
         if phase == "clusters":                      # until: share of the budget at the phase's end
@@ -564,7 +665,8 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path,
             history.append({"epoch": len(history) + 1, "phase": phase, **row, "seconds": elapsed})
             record(history_path, history)
             states = {name: part.state_dict() for name, part in parts.items()}
-            save(checkpoint_path, {"key": key, "history": history} | states)
+            save(checkpoint_path, {
+                "key": key, "settings": vars(cfg), "history": history} | states)
 
     net = parts["ema"].module
     if cfg.clusters:                                       # the latents become standardised
@@ -573,11 +675,11 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path,
         net.z_std.copy_(z.std(dim=0))
     mixture = fit_mixture(net, data.images, val.images, val.labels)
     save(model_path, net.cpu().state_dict())
-    save_mixture(gmm_path, mixture)
+    save_mixture(gmm_path, mixture, net)
     checkpoint_path.unlink(missing_ok=True)
     right = int((classify(net, mixture, val.images) == val.labels).sum())
-    print(f"saved {model_path} and {gmm_path}: {right} of the {len(val)} images of VAL right, "
-          f"{(time.monotonic() - start) / 60:.1f} minutes")
+    say(f"saved {model_path} and {gmm_path}: {right} of the {len(val)} images of VAL right, "
+        f"{(time.monotonic() - start) / 60:.1f} minutes")
     return mixture
 
 
@@ -671,8 +773,16 @@ def load_model(path: str | Path) -> VAE:
     """The model that `train` saved, in eval mode."""
     net, state = VAE(), load(Path(path))
     try:
-        net.load_state_dict(state)
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        match state:                                       # sizes first, before anything is built
+            case {"_extra_state": {"program": "vae", "clusters": int(clusters), "heads": int(heads),
+                                   "separation": int() | float()}} if (
+                    0 <= clusters <= 10 and 1 <= heads <= 100
+                    and int(state.get("head", 0)) in range(heads)):
+                net.load_state_dict(state)
+            case _:
+                raise ValueError("of another program")
+    except (ArithmeticError, RuntimeError, LookupError, TypeError, ValueError,
+            AttributeError) as error:
         raise UserError(f"{path} is no model of this vae.py; name one that it trained.") from error
     return net.eval()
 
@@ -743,24 +853,27 @@ def main(argv: list[str]) -> None:
             cfg = Config(seed=args.seed, epochs=args.epochs, budget=args.budget)
             if args.plain:
                 cfg = replace(cfg, clusters=False, ssim=0.0, beta=1.0)
-            train(train_path, val, model, gmm, cfg, args.device, resume=not args.no_resume)
+            with lock(Path(model)):
+                train(train_path, val, model, gmm, cfg, args.device, resume=not args.no_resume)
         case [recon, "test_reconstruction", model]:
             net, images = load_model(model).to(pick_device(args.device)), DigitDataset(recon).images
+            check_outputs([args.npz], map(Path, (recon, model)))
             made = reconstruct(net, images)
             np.savez_compressed(buffer := io.BytesIO(), data=made.numpy())
             write_atomic(args.npz, buffer.getvalue())
             mse, similarity = (made - images).square().mean(), ssim(images, made).mean()
-            print(f"{args.npz}: {len(made)} images, 1 - MSE {1 - mse:.4f}, SSIM {similarity:.4f}")
+            say(f"{args.npz}: {len(made)} images, 1 - MSE {1 - mse:.4f}, SSIM {similarity:.4f}")
         case [test, "test_classifier", model, gmm]:
-            net, mixture = load_model(model).to(pick_device(args.device)), load_mixture(gmm)
-            data = DigitDataset(test)
+            net = load_model(model).to(pick_device(args.device))
+            mixture, data = load_mixture(gmm, net), DigitDataset(test)
+            check_outputs([args.csv], map(Path, (test, model, gmm)))
             predicted = classify(net, mixture, data.images)
             rows = ["Predicted_Label", *map(str, predicted.tolist()), ""]
             write_atomic(args.csv, "\n".join(rows).encode())
-            print(f"{args.csv}: {len(predicted)} labels")
+            say(f"{args.csv}: {len(predicted)} labels")
             if data.labels is not None:
                 for name, value in scores(data.labels, predicted).items():
-                    print(f"  {name:<26}{value:.4f}")
+                    say(f"  {name:<26}{value:.4f}")
         case _:
             parser.error("give one of the three commands above")
 

@@ -23,7 +23,7 @@ import bird
 import vae
 from nestling import runs
 from nestling.explain import draw
-from nestling.files import UserError, read_json, write_atomic
+from nestling.files import UserError, read_json, say, write_atomic
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def ablate(name: str, data: dict[str, Path], out: Path, *, seeds: int = 3, only:
             run = runs.ask(out.absolute() / setting / f"seed-{seed}", name, setting, config, asked)
             if not runs.result_of(run):
                 todo[setting, seed] = run
-    print(f"{len(settings)} settings x {seeds} seeds: {len(settings) * seeds - len(todo)} runs are done, "
-          f"{len(todo)} to do", flush=True)
+    say(f"{len(settings)} settings x {seeds} seeds: {len(settings) * seeds - len(todo)} runs are done, "
+        f"{len(todo)} to do")
     threads = None if dask else max(1, torch.get_num_threads() // jobs)
     with runs.workers(jobs, dask) as pool:
         futures = {pool.submit(runs.execute, str(run), threads): key for key, run in todo.items()}
@@ -126,13 +126,13 @@ def ablate(name: str, data: dict[str, Path], out: Path, *, seeds: int = 3, only:
             outcome = f"failed: {future.exception() or future.result()}"
             if result := runs.result_of(todo[setting, seed]):
                 outcome = f"score {result['score']:.4f}, {result['minutes']:.1f} minutes"
-            print(f"{done}/{len(todo)} {setting} seed {seed}: {outcome}", flush=True)
+            say(f"{done}/{len(todo)} {setting} seed {seed}: {outcome}")
             write_tables(name, out)                  # after each run: a half-done ablation can be read
     rows = write_tables(name, out)
     if not any(row["runs"] for row in rows):
         reason = next((row["failed"][0] for row in rows if row["failed"]), "no reason given")
         raise UserError(f"no run went well; the first failed with: {reason} (log.txt in {out} has more).")
-    print(f"{out}/table.csv, table.md and table.svg hold the result")
+    say(f"{out}/table.csv, table.md and table.svg hold the result")
     return rows
 
 
@@ -221,6 +221,6 @@ def cell(value: Any, form: str) -> str:
 
 def measured_on(program: str, out: Path) -> str:
     """A sentence: what the scores of the runs in `out` are."""
-    data = read_json(min(out.glob("*/seed-*/config.json")))["data"]
+    data = read_json(min(out.glob("*/seed-*/config.json")), "data")["data"]
     where = PROGRAMS[program].scored_on.format_map({name: Path(path).name for name, path in data.items()})
     return f"Score: (macro F1 + micro F1) / 2 on {where}."

@@ -10,6 +10,7 @@ import typer
 from typer import Argument, Option
 
 from nestling import files
+from nestling.files import say
 
 
 def group(help: str) -> typer.Typer:
@@ -41,7 +42,7 @@ def birds(out: Folder, seed: Seed = 0,
     else:
         from nestling.data.kaggle import fetch_birds
         fetch_birds(out, seed)
-    print(f"birds are in {out}/train and {out}/test")
+    say(f"birds are in {out}/train and {out}/test")
 
 
 @data.command()
@@ -50,7 +51,7 @@ def digits(out: Folder, seed: Seed = 0,
     """The handwritten digits 1, 4 and 8: OUT/train.npz, val.npz, test.npz, recon.npz."""
     from nestling.data.digits import make_digits
     make_digits(out, source, seed)
-    print(f"digits are in {out}: train.npz, val.npz, test.npz, recon.npz")
+    say(f"digits are in {out}: train.npz, val.npz, test.npz, recon.npz")
 
 
 @data.command()
@@ -59,7 +60,7 @@ def check(folder: Dataset) -> int:
     from nestling.data import health
     found = health.check(folder)
     faults = sum(finding.fault for finding in found)
-    print(*found, "1 fault" if faults == 1 else f"{faults} faults", sep="\n")
+    say("\n".join([*map(str, found), "1 fault" if faults == 1 else f"{faults} faults"]))
     return int(faults > 0)
 
 
@@ -76,12 +77,12 @@ def explain_bird(model: Annotated[Path, Argument(help="the model of `bird.py tra
     """Class activation maps, confusion matrix, curves, summary.json; a drawn set's masks lie beside it."""
     from nestling.explain import write
     summary = write.explain_bird(model, dataset, out)
-    print(f"score {summary['score']:.4f} on {summary['photos']} photos")
+    say(f"score {summary['score']:.4f} on {summary['photos']} photos")
     if game := summary.get("pointing game"):
-        print(f"pointing game {game['pointing']:.3f} (random weights {game['random_pointing']:.3f}, image "
+        say(f"pointing game {game['pointing']:.3f} (random weights {game['random_pointing']:.3f}, image "
               f"centre {game['centre']:.3f}); {game['heat_inside']:.3f} of the map on the bird, which covers "
               f"{game['area']:.3f}")
-    print(f"figures and summary.json are in {out}")
+    say(f"figures and summary.json are in {out}")
 
 
 @explain.command("vae")
@@ -93,8 +94,8 @@ def explain_vae(model: Annotated[Path, Argument(help="the model of `vae.py train
     from nestling.explain import write
     summary = write.explain_vae(model, mixture, data, out)
     for name, value in {**summary["reconstruction"], **summary.get("scores", {})}.items():
-        print(f"{name:<26}{value:.4f}")
-    print(f"figures and summary.json are in {out}")
+        say(f"{name:<26}{value:.4f}")
+    say(f"figures and summary.json are in {out}")
 
 
 Runs = Annotated[Path, Option("--out", help="the folder of the runs; those that are done there are kept")]
@@ -141,7 +142,7 @@ def report_bird(run: Run, authors: Authors, out: Pdf = Path("report.pdf"), ablat
     """Part I: network, curves, what each part is worth, class activation maps."""
     from nestling.report.build import report_bird
     pages = report_bird(run, authors, out, ablation=ablation, dataset=dataset, notes=notes)
-    print(f"{out}: {pages} pages")
+    say(f"{out}: {pages} pages")
 
 
 @reports.command("vae")
@@ -155,7 +156,7 @@ def report_vae(run: Run, authors: Authors, out: Pdf = Path("report.pdf"), ablati
     from nestling.report.build import report_vae
     pages = report_vae(run, authors, out, ablation=ablation, gmm=gmm, train=train, val=val, test=test,
                        notes=notes)
-    print(f"{out}: {pages} pages")
+    say(f"{out}: {pages} pages")
 
 
 @app.command()
@@ -168,7 +169,7 @@ def submit(name: Annotated[Literal["bird", "vae"], Argument(help="which of the t
     """submission.zip as the assignment asks for it, checked as a grader would."""
     from nestling.submit import submit
     names = submit(name, report, link, entries, out, program)
-    print(f"{out} holds {', '.join(names)}; every check went well (the link itself is not fetched)")
+    say(f"{out} holds {', '.join(names)}; every check went well (the link itself is not fetched)")
 
 
 def call(arguments: list[str] | None) -> int | None:

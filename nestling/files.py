@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import math
 import os
+import secrets
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,68 +25,112 @@ def user_errors() -> tuple[type[Exception], ...]:
     return tuple(sys.modules[name].UserError for name in (__name__, "bird", "vae") if name in sys.modules)
 
 
+def say(text: str, stream: str = "stdout") -> None:
+    """Prints; where its reader is gone or the disk is full, the work goes on in silence."""
+    try:
+        print(text, file=getattr(sys, stream), flush=True)
+    except OSError:
+        setattr(sys, stream, open(os.devnull, "w"))        # noqa: SIM115
+
+
+def prepare_process() -> None:
+    """SIGTERM and SIGHUP stop as Ctrl-C does; what the terminal cannot write is escaped."""
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows lacks one
+        if signal.getsignal(number) == signal.SIG_DFL:     # not where nohup ignores it
+            signal.signal(number, stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[..., int | None], *arguments: Any) -> int:
-    """Calls main; a user's mistake and Ctrl-C become one sentence and an exit status."""
+    """Calls main; a user's mistake and a signal become one sentence and an exit status."""
+    prepare_process()
     try:
         return main(*arguments) or 0
-    except KeyboardInterrupt:
-        print("\nstopped.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as signalled:
+        say("\nstopped.", "stderr")
+        return 128 + (signalled.args or (signal.SIGINT,))[0]
     except user_errors() as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).splitlines())}", "stderr")
         return 2
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: after a kill or on a full disk the earlier one stays."""
-    part = path.with_name(f"{path.name}.part")
+    target = Path(os.path.realpath(path))                  # a link stays; its file is replaced
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(part, target)
     except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another.") from error
+    finally:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another.") from error
 
 
-def check_writable(path: Path) -> None:
-    """Fails before the work rather than after it."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file to write.")
-    write_atomic(probe := path.with_name(f"{path.name}.probe"), b"")
-    probe.unlink()
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
+    """Fails before the work rather than after it; no output is an input or another output."""
+    taken = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{path} is a folder, a pipe or a device; name a file to write.")
+        if os.path.realpath(path) in taken:
+            raise UserError(f"{path} is read too, or named twice; name another file to write.")
+        taken.add(os.path.realpath(path))
+        write_atomic(probe := path.with_name(f"{path.name}.probe"), b"")
+        probe.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes plain values, indented."""
-    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+    """Writes plain values, indented; what is not finite, which JSON lacks, as null."""
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_atomic(path, (json.dumps(finite(value), indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file."""
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The object in a JSON file, which has these keys."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON; remove it and make it anew.") from error
+        value = json.loads(path.read_text())
+        if not (isinstance(value, dict) and set(keys) <= set(value)):
+            raise ValueError("no object, or it lacks a key")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON with {', '.join(keys) or 'names'}; remove it and make it "
+                        "anew.") from error
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` to write into: renamed to `out` at the end, removed if anything fails."""
+    """A folder to write into, whose files are moved to `out` at the end, or removed if anything fails.
+
+    It lies beside `out` or, where `out` is an empty folder already, in it: somebody may stand there.
+    """
     out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not an empty folder; give a new name, or remove it.")
-    part = out.with_name(f"{out.name}.part")
+    part = (out if out.is_dir() else out.parent) / f".{out.name}.{secrets.token_hex(4)}.part"
     try:
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
+        if out.is_dir():
+            for path in part.iterdir():
+                path.rename(out / path.name)
+        else:
+            part.rename(out)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{out} cannot be written ({reason}); name another folder.") from error

@@ -33,6 +33,7 @@ from nestling import files
 from nestling.files import UserError, read_json, write_json
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
+RESULT = ("score", "minutes")                  # what an ablation reads of result.json
 PATIENCE = "10s"                               # how long a Dask scheduler may take to answer
 
 
@@ -44,6 +45,12 @@ def model_of(run: Path, program: str) -> Path:
     return path
 
 
+NEEDED = {                                     # numbers in a row of a history, by its phase: bird.py has none
+    None: ("epochs", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1", "best"),
+    "clusters": ("information", "held_information"),
+    "latents": ("recon", "held_recon", "kl", "held_kl", "ssim", "held_ssim")}
+
+
 def history_of(model: Path) -> list[dict]:
     """The rows of `<model>.history.jsonl`, one an epoch; none where there is no such file."""
     path = model.with_suffix(".history.jsonl")
@@ -51,10 +58,12 @@ def history_of(model: Path) -> list[dict]:
         return []
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        if not all(isinstance(row, dict) and "epoch" in row for row in rows):
-            raise ValueError("a line is no epoch")
+        for row in rows:
+            values = [row[key] for key in ("epoch", "seconds", *NEEDED[row.get("phase")])]
+            if not all(isinstance(value, int | float) for value in values):
+                raise ValueError("no number")
         return rows
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no history, a JSON line an epoch; train again.") from error
 
 
@@ -81,7 +90,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def train_and_score(run: Path) -> None:
     """Trains what RUN/config.json asks for and writes the result."""
-    asked = read_json(run / "config.json")
+    asked = read_json(run / "config.json", "program", "data", "config")
     write_json(run / "environment.json", environment())
     scores = TRAIN[asked["program"]](run, asked["data"], asked["config"])
     rows = history_of(run / f"{asked['program']}.pth")
@@ -92,7 +101,8 @@ def train_and_score(run: Path) -> None:
 def train_bird(run: Path, data: dict[str, str], config: dict[str, Any]) -> dict[str, float]:
     """Trains bird.py; the scores are those on the validation photos of its own split."""
     import bird
-    macro, micro = bird.train(Path(data["dataset"]), run / "bird.pth", bird.Config(**config))
+    with bird.lock(run / "bird.pth"):
+        macro, micro = bird.train(Path(data["dataset"]), run / "bird.pth", bird.Config(**config))
     return {"score": (macro + micro) / 2, "macro_f1": macro, "accuracy": micro}
 
 
@@ -100,7 +110,8 @@ def train_vae(run: Path, data: dict[str, str], config: dict[str, Any]) -> dict[s
     """Trains vae.py; the scores are those on the labelled digits of `score_on`, unseen in training."""
     import vae
     model, gmm = run / "vae.pth", run / "gmm_params.pkl"
-    mixture = vae.train(data["train"], data["val"], model, gmm, vae.Config(**config))
+    with vae.lock(model):
+        mixture = vae.train(data["train"], data["val"], model, gmm, vae.Config(**config))
     net, test = vae.load_model(model), vae.DigitDataset(data["score_on"])
     assert test.labels is not None             # `ablate` has checked it
     scores = vae.scores(test.labels, vae.classify(net, mixture, test.images))
@@ -136,7 +147,7 @@ def ask(run: Path, program: str, setting: str, config: Any, data: dict[str, str]
 
 def result_of(run: Path) -> dict[str, Any] | None:
     """What a run scored; None for one that is not done."""
-    return read_json(run / "result.json") if (run / "result.json").is_file() else None
+    return read_json(run / "result.json", *RESULT) if (run / "result.json").is_file() else None
 
 
 def execute(run: str, threads: int | None = None) -> str | None:

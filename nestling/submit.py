@@ -9,9 +9,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import ctypes
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,8 +22,9 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from nestling.files import UserError, check_writable, write_atomic
+from nestling.files import UserError, check_outputs, write_atomic
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Rules:
 
 RULES = {"bird": Rules("bird.py", "BirdNet", 80_000_000), "vae": Rules("vae.py", "VAE", 20_000_000)}
 SECONDS = 120                                        # that importing the program may take
+PR_SET_CHILD_SUBREAPER = 36                          # of Linux's prctl
 HOME = Path(__file__).parent.parent                  # where this project's bird.py and vae.py lie
 
 
@@ -49,7 +54,7 @@ def submit(name: str, report: Path, link: str, entries: str, out: Path,
     """
     rules, numbers = RULES[name], [part.strip().upper() for part in entries.split(",") if part.strip()]
     program = program or HOME / rules.program
-    check_writable(out)
+    check_outputs([out], [report, program])
     if faults := [*check_words(rules, numbers, link.strip()), *check_report(rules, report, numbers),
                   *check_program(rules, program)]:
         raise UserError(f"{out} is not written. " + "\n".join(faults))
@@ -90,7 +95,6 @@ def check_report(rules: Rules, report: Path, numbers: list[str]) -> Iterator[str
     """The report: a PDF, not too long, that shows the entry numbers on its first page."""
     try:
         from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
     except ImportError as error:
         raise UserError("submit reads the report with pypdf: pip install 'nestling[report]'.") from error
     if not report.is_file():
@@ -98,15 +102,16 @@ def check_report(rules: Rules, report: Path, numbers: list[str]) -> Iterator[str
         return
     try:
         pages = PdfReader(report, strict=True).pages
-        count, first = len(pages), "".join(pages[0].extract_text().split()).upper()
-    except (PyPdfError, OSError, ValueError, LookupError, AttributeError, TypeError):
+        count, first = len(pages), pages[0].extract_text().strip().upper().partition("\n")[0]
+    except Exception:                                # a damaged or hostile PDF makes pypdf raise anything
         yield f"{report} cannot be read as a PDF; export the report as PDF again."
         return
     if count > rules.pages:
         yield f"{report} has {count} pages; shorten it to at most {rules.pages}."
-    if missing := [number for number in numbers if number not in first]:
-        yield (f"{report} does not show {', '.join(missing)} on its first page; its first line must name the "
-               "authors with their entry numbers.")
+    shown = {number for number in numbers if re.search(rf"(?<!\w){number}(?!\w)", first)}
+    if missing := [number for number in numbers if number not in shown]:
+        yield (f"{report} does not show {', '.join(missing)} in its first line, which must name the authors with "
+               "their entry numbers.")
 
 
 def check_program(rules: Rules, program: Path) -> Iterator[str]:
@@ -115,7 +120,7 @@ def check_program(rules: Rules, program: Path) -> Iterator[str]:
         yield f"{program} is no file called {rules.program}, as the grader calls it; give another --program."
         return
     try:
-        foreign = sorted(imports(program.read_text()) - {*rules.packages, *sys.stdlib_module_names})
+        foreign = sorted(imports(program.read_bytes()) - {*rules.packages, *sys.stdlib_module_names})
     except (SyntaxError, ValueError) as error:
         yield f"{program} is no valid Python ({error}); correct it first."
         return
@@ -129,7 +134,7 @@ def check_program(rules: Rules, program: Path) -> Iterator[str]:
         yield f"{rules.network} has {int(last):,} parameters, more than {rules.parameters:,}; narrow it."
 
 
-def imports(source: str) -> set[str]:
+def imports(source: bytes) -> set[str]:
     """The outermost names of all modules that a program imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -144,13 +149,58 @@ def count_parameters(rules: Rules, program: Path) -> str:
     """Of the network, made in a process and a folder of its own; where that fails, the last line printed."""
     code = (f"from {program.stem} import {rules.network} as net\n"
             "print(sum(p.numel() for p in net().parameters()))")
-    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, program.name).write_bytes(program.read_bytes())
-        try:
-            done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, stdin=subprocess.DEVNULL,
-                                  capture_output=True, text=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return f"no end after {SECONDS} seconds"
-    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+        status, out, err = run_alone([sys.executable, "-c", code], Path(folder), SECONDS)
+    if status is None:
+        return f"no end after {SECONDS} seconds"
+    lines = (err if status else out).strip().splitlines()
     return lines[-1] if lines else "it printed nothing"
+
+
+def run_alone(command: list[str], folder: Path, seconds: float) -> tuple[int | None, str, str]:
+    """Status, or None after so many seconds, and the ends of stdout and stderr; what it started ends too."""
+    if sys.platform == "linux":                      # orphans become our children, whatever session they are in
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                   start_new_session=True)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            end(process)
+        return status, tail(out), tail(err)
+
+
+def tail(file: IO[bytes], most: int = 10_000) -> str:
+    """The last bytes of a file, as text."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - most))
+    return file.read().decode(errors="replace")
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kills a process, its group and, where /proc tells of them, all that it has started and left behind."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    while left := orphans():
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def orphans() -> list[int]:
+    """This process's children in another session, as adopted ones are."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):           # it has ended meanwhile
+            _, parent, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(parent) == os.getpid() and int(session) != os.getsid(0):
+                found.append(int(path.parent.name))
+    return found

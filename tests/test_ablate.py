@@ -194,7 +194,7 @@ def test_bad_input_is_one_sentence_and_status_2(specks, tmp_path, capsys, monkey
 def test_data_that_no_run_could_use_is_refused_before_any_run(tmp_path, capsys):
     out = tmp_path / "runs"
     assert call("ablate", "bird", tmp_path / "nowhere", "--out", out) == 2
-    assert "nowhere is no folder" in capsys.readouterr().err
+    assert "nowhere cannot be read" in capsys.readouterr().err
     np.savez(tmp_path / "digits.npz", data=np.zeros((20, 28, 28), np.uint8))
     assert call("ablate", "vae", tmp_path / "digits.npz", tmp_path / "digits.npz", "--out", out) == 2
     assert "name labelled digits" in capsys.readouterr().err
@@ -237,9 +237,12 @@ def test_why_a_process_ended(tmp_path, monkeypatch):
 def test_a_history_is_whole_lines_or_an_error(tmp_path):
     model, path = tmp_path / "bird.pth", tmp_path / "bird.history.jsonl"
     assert runs.history_of(model) == []
-    bird.record(path, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
-    assert [row["loss"] for row in runs.history_of(model)] == [0.5, 0.25]
-    for text in ('{"epoch": 1', '{"loss": 1}', "[]"):
+    row = {"epoch": 1, "seconds": 2.5, "phase": "clusters", "information": 0.5, "held_information": 0.25}
+    bird.record(path, [row, row | {"epoch": 2}])
+    assert runs.history_of(model) == [row, row | {"epoch": 2}]
+    less, other = {k: v for k, v in row.items() if k != "seconds"}, row | {"information": "much"}
+    for text in ('{"epoch": 1', '{"loss": 1}', "[]", "\xff", "[" * 10_000, *map(json.dumps, (
+            less, other, row | {"phase": "?"}, row | {"phase": [1]}))):
         path.write_text(text)
         with pytest.raises(files.UserError, match="no history"):
             runs.history_of(model)

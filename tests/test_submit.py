@@ -64,7 +64,7 @@ def test_the_project_s_own_programs_pass(parts, monkeypatch):
 @pytest.mark.parametrize(("change", "remedy"), [
     ({"entries": ""}, "give the entry numbers"), ({"entries": "2021CS10001,2021cs10001"}, "give each once"),
     ({"entries": "21CS1,2021CS10001"}, "21CS1 has an unknown form"),
-    ({"entries": "2021CS10001,2019EE10999"}, "2019EE10999 on its first page"),
+    ({"entries": "2021CS10001,2019EE10999"}, "2019EE10999 in its first line"),
     *(({"link": link}, "starts with https://") for link in (
         "bird.pth", "https://nowhere", "ftp://example.org/x", "https://example.org/a b")),
 ])

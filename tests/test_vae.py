@@ -240,9 +240,13 @@ def test_a_stopped_training_leaves_the_earlier_model_and_only_the_same_resumes(s
     torch.save([1, 2], "list.pt")
     Path("half.pt").write_bytes(Path("vae.checkpoint.pt").read_bytes()[:-1000])
     keys = {vae.fingerprint(*of) for of in [(Config(), x), (Config(seed=1), x), (Config(), x.flip(0))]}
-    for name in ("vae.checkpoint.pt", "list.pt", "half.pt"):
-        assert vae.load_checkpoint(Path(name), keys.pop()) is None
+    assert len(keys) == 3
+    for name in ("list.pt", "half.pt"):
+        assert vae.load_checkpoint(Path(name), keys.pop(), SHORT) is None
         assert "starting anew" in capsys.readouterr().err
+    for cfg, other in ((replace(SHORT, seed=1), "seed 0, now 1"), (SHORT, "other data")):
+        with pytest.raises(vae.UserError, match=f"another training .*{other}"):    # it is not overwritten
+            vae.load_checkpoint(Path("vae.checkpoint.pt"), "", cfg)
 
 
 @pytest.mark.parametrize(("tick", "whole"), [(1.5, True), (30, False), (1000, False)])
@@ -326,5 +330,7 @@ def test_a_wrong_file_is_one_sentence_and_status_2(small, capsys, command, conte
     elif content is not None:
         torch.save(content, path) if command is AS_MODEL else np.savez(path, **content)
     assert vae.run(vae.main, [item.replace("?", "wrong.npz") for item in command]) == 2
-    assert re.fullmatch(rf"error: (?=.*{'' if '--' in word else path}).*{word}.*\n", capsys.readouterr().err)
+    notes = r"(note: .*\n)*"                     # of images that are all black
+    sentence = rf"{notes}error: (?=.*{'' if '--' in word else path}).*{word}.*\n"
+    assert re.fullmatch(sentence, capsys.readouterr().err)
     assert outputs() == before

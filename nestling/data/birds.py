@@ -65,7 +65,7 @@ def make_birds(
             for species in SPECIES:
                 (part / folder / species).mkdir(parents=True)
         work = partial(write, part, seed, size)
-        workers = min(workers or len(os.sched_getaffinity(0)), len(plan))
+        workers = min(workers or cores(), len(plan))
         if workers == 1:
             list(map(work, plan))
         else:
@@ -73,6 +73,11 @@ def make_birds(
             with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
                 list(pool.map(work, plan, chunksize=8))
         (part / "copies.json").write_text(json.dumps(list_copies(plan), indent=1) + "\n")
+
+
+def cores() -> int:
+    """Those that this process may use; macOS and Windows do not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plan_set(per_class: int, seed: int, copies: float) -> list[Picture]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import bird
 from nestling.explain import draw
-from nestling.files import UserError
+from nestling.files import UserError, say
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ def predict_folder(net: bird.BirdNet, folder: Path) -> Predictions:
     """Decodes and classifies all photos of FOLDER/<class>/; broken ones are left out."""
     classes = net.extra["classes"]
     paths, names = bird.find_images(folder)
+    seen = [i for i, path in enumerate(paths) if not bird.hidden(path, folder)]
+    if len(seen) < len(paths):
+        say(f"note: {folder}: {len(paths) - len(seen)} hidden images are left aside.", "stderr")
+    paths, names = [paths[i] for i in seen], [names[i] for i in seen]
     if foreign := sorted(set(names) - set(classes)):
         raise UserError(f"{folder} holds photos in {foreign[0] or 'no class folder'!r}, which is no class of "
                         f"the model; expected {folder}/<class>/ with the classes {', '.join(classes)}.")

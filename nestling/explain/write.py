@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import bird
 import vae
 from nestling import runs
 from nestling.explain import draw, gradcam, latent, photos, pointing, sheets
-from nestling.files import UserError, write_json
+from nestling.files import UserError, say, write_json
 
 
 def explain_bird(model: Path, dataset: Path, out: Path) -> dict[str, Any]:
@@ -26,6 +25,8 @@ def explain_bird(model: Path, dataset: Path, out: Path) -> dict[str, Any]:
     has them, the pointing game is played. Returns the summary.
     """
     net, history = bird.load_model(model), runs.history_of(model)
+    if dataset.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"{out} lies in {dataset}, whose images it would become; give another --out.")
     make_folder(out / "cams")
     found = photos.predict_folder(net, dataset)
     sheets.montage([sheets.cam_row(name, shown, out / "cams" / f"{name}.png", ratio=found.ratio)
@@ -77,7 +78,8 @@ def explain_vae(model: Path, mixture: Path, data: Path, out: Path) -> dict[str, 
 
     All into `out`, with `summary.json`. Returns the summary.
     """
-    net, gmm, digits = vae.load_model(model), vae.load_mixture(mixture), vae.DigitDataset(data)
+    net, digits = vae.load_model(model), vae.DigitDataset(data)
+    gmm = vae.load_mixture(mixture, net)
     history, found = runs.history_of(model), latent.encode(net, gmm, digits)
     make_folder(out)
     sheets.reconstructions(*latent.reconstructions(net, digits), out / "reconstructions.png")
@@ -117,6 +119,6 @@ def finish(model: Path, history: list[dict], out: Path, summary: dict[str, Any])
     if history:
         draw.curves(history, out / "curves.svg")
     else:
-        print(f"note: no epochs in {model.with_suffix('.history.jsonl')}, so no curves.", file=sys.stderr)
+        say(f"note: no epochs in {model.with_suffix('.history.jsonl')}, so no curves.", "stderr")
     write_json(out / "summary.json", summary)
     return summary

@@ -67,8 +67,8 @@ def report_vae(run: Path, authors: list[str], out: Path, *, ablation: Path | Non
     """
     model = runs.model_of(run, "vae")
     net, history = vae.load_model(model), runs.history_of(model)
-    gmm = gmm or model.with_name("gmm_params.pkl")
-    mixture = vae.load_mixture(gmm) if gmm.is_file() else None
+    beside = model.with_name("gmm_params.pkl")
+    mixture = vae.load_mixture(gmm or beside, net) if gmm or beside.is_file() else None
     data = {path: vae.DigitDataset(path) for path in (train, val, test) if path}
     labelled = [data[path] for path in (test, val) if path and data[path].labels is not None]
     network = network_facts(net, torch.zeros(1, vae.SIDE, vae.SIDE))
@@ -104,9 +104,10 @@ def common(title: str, subtitle: str, authors: list[str], notes: Path | None, mo
     """Head, foot and the student's words."""
     known = model.parent / "environment.json"
     if known.is_file():
-        machine = read_json(known)
-        subtitle += (f", trained on {machine['gpu'] or machine['processor']} with torch "
-                     f"{machine['versions']['torch']}, {machine['date'][:10]}")
+        machine = read_json(known, "gpu", "processor", "versions", "date")
+        torch_version = dict(machine["versions"]).get("torch", "?")
+        subtitle += (f", trained on {machine['gpu'] or machine['processor']} with torch {torch_version}, "
+                     f"{machine['date'][:10]}")
     return {"title": title, "subtitle": subtitle, "authors": authors, "footer": model.name,
             "notes": None if notes is None else read_notes(notes)}
 

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.ft2font import FT2Font
 
 from nestling.explain.draw import missing_letters
-from nestling.files import UserError, check_writable, write_atomic
+from nestling.files import UserError, check_outputs, write_atomic
 
 MOST_PAGES = 3
 SIZES = (9.5, 9.0, 8.5, 8.0)               # pt, the largest that fits is taken; figures shrink with the text
@@ -32,11 +32,11 @@ def typeset(program: str, facts: dict[str, Any], folder: Path, out: Path) -> int
         raise UserError("reports need typst and pypdf: pip install 'nestling[report]'.") from error
     if not facts["authors"] or not all(author.strip() for author in facts["authors"]):
         raise UserError("no author is named; give --author \"NAME ENTRY\" for each of you.")
-    check_writable(out)
+    check_outputs([out])
     for source in Path(__file__).parent.glob("*.typ"):
         shutil.copy(source, folder)
     compiler = typst.Compiler(str(folder / f"{program}.typ"), root=str(folder), ignore_system_fonts=True,
-                              font_paths=fonts_for("".join(facts["authors"])))
+                              font_paths=fonts_for(json.dumps(facts, ensure_ascii=False)))
     for size in SIZES:
         data = json.dumps({**facts, "size": size}, ensure_ascii=False)
         pdf = compiler.compile(format="pdf", sys_inputs={"data": data}, timestamp=0)
@@ -60,8 +60,8 @@ def fonts_for(text: str) -> Any:
     for font in fonts.fonts() if missing else ():
         missing -= letters_of(font.path) if font.path else set()
     if missing:
-        raise UserError(f"no font here has the letter {min(missing)} of an author's name; install one that "
-                        "does (on Debian: fonts-noto), or write the name in Latin letters.")
+        raise UserError(f"no font here has the letter {min(missing)} of the authors' names or the notes; install "
+                        "one that does (on Debian: fonts-noto), or write it in Latin letters.")
     return fonts
 
 

@@ -17,7 +17,7 @@ def signed(value: float, places: int = 4) -> str:
 
 def training_bird(history: list[dict], saved: dict[str, float] | None = None) -> Table:
     """The first, the best and the last epoch, and the model in the file, of validation scores `saved`."""
-    best = [row for row in history if row["best"]][-1]
+    best = ([row for row in history if row["best"]] or history)[-1]
     keys = {"train_loss": ".3f", "train_accuracy": ".4f", "val_loss": ".3f", "val_accuracy": ".4f",
             "val_macro_f1": ".4f"}
     chosen = {"first epoch": history[0], "lowest validation loss: saved": best, "last epoch": history[-1]}
