@@ -170,19 +170,17 @@ def read_file(path: Path) -> io.BytesIO:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """`torch.load` of finite tensors and plain values, from a zip whose checksums are right."""
+    """`torch.load` of tensors and plain values, nothing else, where the checksums are right."""
     try:
         content = read_file(path)
         with zipfile.ZipFile(content) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-            if size > len(content.getbuffer()) or archive.testzip():
-                raise ValueError("packed, or damaged")
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+            values = sum(size for name, size in sizes.items() if name.endswith(".pkl"))
+            if sum(sizes.values()) > len(content.getbuffer()) or values > 4e6 or archive.testzip():
+                raise ValueError("packed, damaged, or more names and numbers than a model has")
         content.seek(0)
         with warnings.catch_warnings(action="ignore"):
-            state = dict(torch.load(content, map_location="cpu", weights_only=True))
-        if not all(value.isfinite().all() for value in state.values() if torch.is_tensor(value)):
-            raise ValueError("not finite")
-        return state
+            return dict(torch.load(content, map_location="cpu", weights_only=True))
     except Exception as error:                             # damaged bytes make torch raise anything
         reason = getattr(error, "strerror", None) or "no whole PyTorch file"
         raise UserError(f"{path} cannot be read ({reason}); name another, or train.") from error
@@ -781,10 +779,12 @@ def load_model(path: str | Path) -> VAE:
                 net.load_state_dict(state)
             case _:
                 raise ValueError("of another program")
+        if not net.eval()(torch.rand(1, SIDE, SIDE))[0].isfinite().all():
+            raise ValueError("broken weights")
     except (ArithmeticError, RuntimeError, LookupError, TypeError, ValueError,
             AttributeError) as error:
         raise UserError(f"{path} is no model of this vae.py; name one that it trained.") from error
-    return net.eval()
+    return net
 
 
 @torch.no_grad()

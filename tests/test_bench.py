@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 sys.path.insert(0, str(ROOT))
 import bird
 import vae
-from bench import birds, digits, mixture, table
+from bench import birds, digits, fuzz, mixture, table
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_validation_chooses_the_learning_rate(few, tmp_path, results, monkeypatc
         score = {0.1: 0.5, 0.2: 0.75, 0.3: 0.25}[cfg.lr]
         net.extra["validation"] = {"macro_f1": score, "accuracy": score}
         bird.save(model, net.state_dict())
-        model.with_suffix(".history.jsonl").write_text('{"epoch": 1, "seconds": 60.0, "val_score": 0.5}\n')
+        bird.record(model.with_suffix(".history.jsonl"), [fuzz.ROW | {"seconds": 60.0, "val_score": 0.5}])
 
     monkeypatch.setattr(bird, "train", train)
     birds.peers(few / "test", few / "test", bird.Config(), tmp_path)

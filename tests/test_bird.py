@@ -1,13 +1,17 @@
 """Laws and references for bird.py."""
 
 import inspect
+import io
 import json
 import math
 import os
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,49 @@ def test_images_come_in_the_order_of_image_folder(tmp_path):
     found, reference = zip(*bird.find_images(tmp_path), strict=True), ImageFolder(tmp_path)
     assert [(str(path), name) for path, name in found] == [
         (path, reference.classes[k]) for path, k in reference.samples]
+
+
+def tree(root: Path, *names: str) -> Path:
+    """Empty files; a name with -> is a link."""
+    for name in names:
+        path, _, target = name.partition(" -> ")
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).symlink_to(target) if target else (root / path).write_bytes(b"")
+    return root
+
+
+def test_a_link_to_a_folder_above_is_not_followed_and_others_are(tmp_path):
+    tree(tmp_path, "set/a/x.jpg", "set/a/again -> .", "set/a/up -> ..", "set/a/over -> ../b", "set/b/y.jpg",
+         "set/b/back -> ../a", "set/c -> b")
+    paths, names = bird.find_images(tmp_path / "set")
+    found = [str(path.relative_to(tmp_path / "set")) for path in paths]
+    assert found == ["a/x.jpg", "a/over/y.jpg", "b/y.jpg", "b/back/x.jpg", "c/y.jpg", "c/back/x.jpg"]
+    assert names == ["a", "a", "b", "b", "c", "c"]
+
+
+@pytest.mark.parametrize(("names", "place"), [
+    (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "train"),
+    (["train/a/1.jpg", "valid/a/1.jpg", "test/a/1.jpg", "images to test/1.jpg"], "train"),
+    (["Training/a/1.jpg", "Testing/a/1.jpg"], "Training"), (["seg_train/a/1.jpg", "seg_test/1.jpg"], "seg_train"),
+    (["Birds/train/a/1.jpg", "Birds/test/a/1.jpg"], "Birds/train"), (["images/a/1.jpg", "test/1.jpg"], "images"),
+    (["train/a/1.jpg", "__MACOSX/train/a/._1.jpg"], "train"),
+    (["crow/young/1.jpg", "crow/old/1.jpg", "valley quail/1.jpg"], None), (["1.jpg", "sub/notes.txt"], None)])
+def test_class_folders_one_level_deeper_are_named(names, place, tmp_path):
+    tree(tmp_path, *names)
+    if place is None:
+        assert len(bird.find_images(tmp_path)[0]) == sum(name.endswith("jpg") for name in names)
+    else:
+        with pytest.raises(bird.UserError, match=f"one level deeper; name {tmp_path / place}[.]$"):
+            bird.find_images(tmp_path)
+
+
+def test_what_is_not_read_is_told_by_folder_kind_and_number(tmp_path):
+    tree(tmp_path, "a/1.jpg", "a/2.jfif", "a/.x.jpg", "b/1.heic", "b/sub/2.heic", "c/.keep", ".git/x.py", "1.png")
+    assert bird.left_out(tmp_path, bird.find_images(tmp_path)[0]) == [
+        (tmp_path, "1 .png files are not read"), (tmp_path / "a", "1 .jfif files are not read"),
+        (tmp_path / "b", "1 .heic files are not read"), (tmp_path / "b/sub", "1 .heic files are not read"),
+        (tmp_path / "b", "it holds no images and is no class"),
+        (tmp_path / "c", "it holds no images and is no class"), (tmp_path, "1 hidden images are left aside")]
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
@@ -83,6 +130,58 @@ def test_every_format_decodes_to_the_same_picture(name, tmp_path):
     seen = (picture.convert("L") if "grey" in name else picture).convert("RGB").resize((64, 64))
     expected = 255 if "white" in name else np.asarray(seen, int).transpose(2, 0, 1)
     assert abs(pixels - expected).mean() < 4
+
+
+def turned_jpeg(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    """A JPEG that EXIF turns by 90 degrees, with one more tag of an unusual type."""
+    entries = sorted([(0x0112, 3, 1, b"\6\0"), (tag, kind, count, value)])
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(
+        struct.pack("<HHI", *head) + value.ljust(4, b"\0") for *head, value in entries) + bytes(4)
+    Image.new("RGB", (60, 40), "teal").save(buffer := io.BytesIO(), "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def encoded(form: str, **options) -> bytearray:
+    Image.radial_gradient("L").convert("RGB").save(buffer := io.BytesIO(), form, **options)
+    return bytearray(buffer.getvalue())
+
+
+def avif_with_a_damaged_block() -> bytes:
+    data = encoded("AVIF")
+    start = data.index(b"mdat") + 40
+    data[start:start + 64] = bytes(64)
+    return bytes(data)
+
+
+GIF_OF_177_MILLION_PIXELS = (b"GIF89a\xf4\x33\xf4\x33\x80\0\0\0\0\0\0\0\0!\xf9\4\1\0\0\0\0,"
+                             b"\0\0\0\0\1\0\1\0\0\2\2L\1\0;")
+
+
+@pytest.mark.parametrize(("content", "outcome"), [
+    *[(turned_jpeg(*tag), 2 / 3) for tag in [
+        (0x011A, 2, 3, b"72"), (0x0100, 2, 4, b"60px"), (0x0106, 3, 2, b"ab"), (0x010E, 11, 1, b"abcd"),
+        (0x0103, 4, 1, b"zzzz"), (0x829A, 1, 1, b"a")]],
+    (encoded("PNG", exif=b"Exif\0\0garbage"), 1.0), (avif_with_a_damaged_block(), "decode"),
+    (GIF_OF_177_MILLION_PIXELS, "are too many"), (b"", "cannot identify"), (None, "no regular file")])
+def test_a_photo_is_used_where_its_pixels_are_whole_and_else_broken(content, outcome, tmp_path):
+    path, pixels = tmp_path / "a.jpg", np.ones((3, 64, 64), np.uint8)
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    with warnings.catch_warnings(action="ignore"):                 # of bombs, as `decode` does
+        found = bird.decode_image(path, pixels)
+    assert found == pytest.approx(outcome) if isinstance(outcome, float) else outcome in found
+    assert (pixels == 0).all() == isinstance(outcome, str)
+
+
+def test_what_is_whole_of_a_truncated_photo_is_used(tmp_path, capsys):
+    whole = encoded("JPEG", quality=95)
+    for name, content in {"0": whole, "1": whole[:-2], "2": whole[:len(whole) // 2], "3": whole[:200]}.items():
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+    pixels, aspect, broken = bird.decode(sorted(tmp_path.iterdir()), "left out")
+    assert (broken, aspect.tolist()) == ([3], [1, 1, 1, 1])
+    assert (pixels[1].int() - pixels[0]).abs().max() <= 1
+    assert (pixels[2, :, :100].int() - pixels[0, :, :100]).abs().max() <= 1
+    said = capsys.readouterr().err
+    assert (said.count("is damaged"), said.count("cannot be read")) == (2, 1)
 
 
 def test_near_duplicates_are_found_and_strangers_are_not(drawn):
@@ -413,6 +512,73 @@ def test_a_full_disk_leaves_the_earlier_file(broken, tmp_path, monkeypatch):
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"earlier"]
 
 
+def test_a_link_is_followed_and_two_writers_do_not_share_a_temporary_file(tmp_path, monkeypatch):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link.csv").symlink_to("far/o.csv")
+    bird.write_atomic(tmp_path / "link.csv", b"new")
+    assert ((tmp_path / "far/o.csv").read_bytes(), (tmp_path / "link.csv").is_symlink()) == (b"new", True)
+
+    def other(_):                                                  # another process writes meanwhile
+        monkeypatch.undo()
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        bird.write_atomic(tmp_path / "a", b"second")
+        monkeypatch.undo()
+    monkeypatch.setattr(os, "fsync", other)
+    bird.write_atomic(tmp_path / "a", b"first")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert {path.name for path in tmp_path.iterdir()} == {"far", "link.csv", "a"}
+
+
+def test_a_second_training_of_the_same_model_is_refused(tmp_path):
+    refused = pytest.raises(bird.UserError, match="another training writes")
+    with bird.lock(tmp_path / "a.pth"), bird.lock(tmp_path / "b.pth"), refused, bird.lock(tmp_path / "a.pth"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_ends_does_not_end_the_work(tmp_path):
+    code = "from nestling.files import say; say('a' * 9); say('b'); say('c', 'stderr')"    # as bird.say (tested)
+    for disk_is_full in ({"stdout"}, {"stdout", "stderr"}):
+        with open("/dev/full", "w") as full, open(tmp_path / "said", "w+") as said:
+            streams = {name: full if name in disk_is_full else said for name in ("stdout", "stderr")}
+            assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, **streams).returncode == 0
+            assert (tmp_path / "said").read_text() == ("" if "stderr" in disk_is_full else "c\n")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_is_told_how_to_go_on(number, status, capsys, monkeypatch):
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
+    assert bird.run(lambda _: signal.raise_signal(number), []) == status
+    assert "the same command resumes" in capsys.readouterr().err
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)                   # as nohup starts it
+    assert bird.run(lambda _: signal.raise_signal(signal.SIGHUP), []) == 0
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+                                   torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("another")])
+def test_want_of_memory_is_one_sentence_and_other_errors_are_ours(error, capsys):
+    def main(_):
+        raise error
+    if "another" in str(error):
+        with pytest.raises(RuntimeError):
+            bird.run(main, [])
+    else:
+        assert bird.run(main, []) == 2
+        assert capsys.readouterr().err.startswith("error: memory is short")
+
+
+def test_it_trains_when_pasted_into_a_notebook_s_cell(few, tmp_path):
+    text = (ROOT / "bird.py").read_text().split('if __name__ == "__main__"')[0]
+    code = f"exec(compile({text!r}, '<cell>', 'exec'), globals()); del __file__\n"
+    code += f"main([{str(few)!r}, 'train', 'bird.pth', '--epochs', '1'])"
+    (tmp_path / "cell.py").write_text(code)
+    done = subprocess.run([sys.executable, "cell.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert "saved bird.pth" in done.stdout, done.stderr
+
+
 @pytest.fixture(scope="session")
 def wrong(few, bird_model, tmp_path_factory) -> Path:
     """Folders and models that each have one fault."""
@@ -422,9 +588,23 @@ def wrong(few, bird_model, tmp_path_factory) -> Path:
     shutil.copytree(few, out / "deep" / "train")
     shutil.copytree(first, out / "small" / "a")
     shutil.copytree(second, out / "small" / "b", ignore=lambda folder, names: sorted(names)[1:])
-    lacking = {name: value for name, value in torch.load(bird_model).items() if name != "head.bias"}
-    for name, state in {"class": Path(), "vae": vae.VAE().state_dict(), "lacking": lacking}.items():
-        torch.save(state, out / f"{name}.pth")
+    state = torch.load(bird_model)
+    lacking = {name: value for name, value in state.items() if name != "head.bias"}
+    for name, value in {"class": Path(), "vae": vae.VAE().state_dict(), "lacking": lacking,
+                        "huge": state | {"features.0.weight": 1e38 * state["features.0.weight"]},
+                        "nan": state | {"head.bias": torch.tensor([1, torch.nan, 1])},
+                        "key": state | {5: torch.zeros(2)}, "list": [1, 2]}.items():
+        torch.save(value, out / f"{name}.pth")
+    many = {"classes": list(map(str, range(10**5))), "counts": [1] * 10**5}    # 0.2 GB, if it were built
+    for name, change in {"none": {"classes": None}, "twice": {"classes": ["a", "a", "b"]}, "size": {"size": 5000},
+                         "text": {"size": "128"}, "batch": {"batch_norm": None}, "counts": {"counts": [1]},
+                         "path": {"classes": ["a", "../b", "c"]}, "many": many}.items():
+        head = {"head.weight": torch.zeros(1, 1).expand(10**5, 512)} if name == "many" else {}
+        torch.save(state | head | {"_extra_state": state["_extra_state"] | change}, out / f"x{name}.pth")
+    flipped = bytearray(bird_model.read_bytes())
+    flipped[len(flipped) // 2] ^= 4
+    (out / "flipped.pth").write_bytes(flipped)
+    os.mkfifo(out / "fifo.pth")
     code = b"cos\nmkdir\n(V%b\ntR." % bytes(out / "proof")         # a pickle that calls os.mkdir
     for name, content in {"cut": bird_model.read_bytes()[:99_999], "empty": b"", "code": code}.items():
         (out / f"{name}.pth").write_bytes(content)
@@ -437,9 +617,17 @@ def wrong(few, bird_model, tmp_path_factory) -> Path:
                                "text": "holds no images", "deep": "WRONG/deep/train"}.items()],
     *[(f"WRONG/{folder} train WRONG/m.pth", "2 class folders") for folder in ("small", "small/a")],
     ("FEW test WRONG", "cannot be read"), ("FEW test WRONG/missing.pth", "cannot be read"),
-    *[(f"FEW test WRONG/{name}.pth", "no whole PyTorch") for name in ("cut", "empty", "code", "class")],
-    *[(f"FEW test WRONG/{name}.pth", "no model of") for name in ("vae", "lacking")],
-    ("FEW test MODEL --csv WRONG", "is a folder"), ("FEW train WRONG", "is a folder"),
+    *[(f"FEW test WRONG/{name}.pth", "no whole PyTorch") for name in (
+        "cut", "empty", "code", "class", "list", "flipped")],
+    *[(f"FEW test WRONG/{name}.pth", "no model of") for name in (
+        "vae", "lacking", "key", "xnone", "xtwice", "xsize", "xtext", "xbatch", "xcounts", "xpath",
+        "xmany", "nan", "huge")],
+    ("FEW test WRONG/fifo.pth", "no file"),
+    ("FEW test MODEL --csv WRONG", "is a folder"), ("FEW train WRONG", "is a folder"), ("FEW train .", "is a folder"),
+    ("FEW test MODEL --csv WRONG/fifo.pth", "a pipe"), ("FEW train WRONG/fifo.pth", "a pipe"),
+    ("FEW test MODEL --csv MODEL", "is read too"), ("FEW test MODEL --csv PHOTO", "is read too"),
+    ("FEW train PHOTO", "is read too"),
+    *[(f"FEW train WRONG/m.pth --seed {seed}", "--seed") for seed in (-1, 2**63, 20261129204712345678)],
     ("FEW learn WRONG/m.pth", "invalid choice"), ("FEW", "required"),
     ("FEW train WRONG/m.pth --epochs 0", "--epochs"), ("FEW train WRONG/m.pth --budget nan", "--budget"),
     ("FEW train WRONG/m.pth --device mps", "no mps device"),
@@ -447,13 +635,16 @@ def wrong(few, bird_model, tmp_path_factory) -> Path:
 def test_bad_input_gives_a_sentence_and_fails(command, sentence, few, wrong, bird_model, capsys, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(bird, "Training", None)                    # no input here may start one
-    for name, path in {"FEW": few, "WRONG": wrong, "MODEL": bird_model}.items():
+    photo, before = bird.find_images(few)[0][0], bird_model.read_bytes()
+    for name, path in {"FEW": few, "WRONG": wrong, "MODEL": bird_model, "PHOTO": photo}.items():
         command, sentence = command.replace(name, str(path)), sentence.replace(name, str(path))
     with pytest.raises(SystemExit, match="2"):                     # argparse exits by itself
         raise SystemExit(bird.run(bird.main, command.split()))
     (error,) = (line for line in capsys.readouterr().err.splitlines() if "error:" in line)
     assert sentence in error
-    assert not any((wrong / name).exists() for name in ("m.pth", "proof"))
+    assert not any((wrong / name).exists() for name in ("m.pth", "m.pth.lock", "proof"))
+    assert bird_model.read_bytes() == before
+    assert photo.stat().st_size > 500
 
 
 @pytest.mark.slow

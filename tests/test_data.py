@@ -3,6 +3,8 @@
 import inspect
 import io
 import json
+import math
+import os
 import subprocess
 import sys
 import types
@@ -381,7 +383,9 @@ def test_commands_write_what_they_say(tmp_path, capsys):
     capsys.readouterr()
     assert status_of("data", "check", str(tmp_path / "birds" / "train")) == 0
     assert capsys.readouterr().out.endswith("0 faults\n")
-    assert status_of("data", "check", str(tmp_path / "birds")) == 1
+    (tmp_path / "birds" / "train" / "House-Crow" / "0000.jpg").write_text("damaged")
+    assert status_of("data", "check", str(tmp_path / "birds" / "train")) == 1
+    assert status_of("data", "check", str(tmp_path / "birds")) == 2
 
 
 def test_mistakes_are_one_sentence_and_status_2(tmp_path, capsys, monkeypatch):
@@ -448,6 +452,38 @@ def test_the_user_s_errors_are_one_sentence_and_a_status(error, status, sentence
     error = ZeroDivisionError()                                  # any other is ours, and keeps its traceback
     with pytest.raises(ZeroDivisionError):
         cli.main(["data", "check", "x"])
+
+
+def test_a_folder_that_is_there_is_filled_and_one_of_the_user_s_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far")
+    (tmp_path / "new.part").mkdir()
+    (tmp_path / "new.part" / "thesis.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (Path(), tmp_path / "link", tmp_path / "new"):
+        with files.whole_folder(out) as part:
+            (part / "a").write_text("whole")
+    assert os.listdir() == os.listdir(tmp_path / "far") == os.listdir(tmp_path / "new") == ["a"]
+    assert (tmp_path / "new.part" / "thesis.txt").read_text() == "mine"
+    with pytest.raises(ZeroDivisionError), files.whole_folder(tmp_path / "half") as part:
+        (part / "a").write_text(str(1 / 0))
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "far", "link", "new", "new.part"}
+
+
+def test_json_is_what_strict_readers_accept(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": [math.nan, (math.inf, 1.5)], "b": {"c": -math.inf}})
+    assert files.read_json(tmp_path / "a.json", "a", "b") == {"a": [None, [None, 1.5]], "b": {"c": None}}
+    for text in ("[1]", "{}", "{", "[" * 100_000):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(UserError, match=r"a\.json cannot be read as JSON with a"):
+            files.read_json(tmp_path / "a.json", "a")
+
+
+def test_cores_are_counted_where_linux_does_not_tell(monkeypatch):
+    assert birds.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")           # as on macOS and Windows
+    assert birds.cores() == os.cpu_count()
 
 
 def test_files_are_written_as_bird_py_writes_them(tmp_path):

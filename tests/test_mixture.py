@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Reference
 from torch.distributions import MultivariateNormal
 
-from vae import GaussianMixture, UserError, load_mixture, save_mixture
+from vae import VAE, GaussianMixture, UserError, load_mixture, save_mixture
 
 
 def random_mixture(rng: np.random.Generator, k: int = 3, dims: int = 2) -> GaussianMixture:
@@ -145,6 +145,16 @@ def test_the_file_holds_plain_values_and_comes_back_exactly(tmp_path):
         assert torch.equal(getattr(back, name), getattr(mixture, name))
 
 
+def test_a_mixture_of_another_model_is_refused(tmp_path):
+    (net, other), mixture = (VAE(), VAE()), random_mixture(np.random.default_rng(1))
+    save_mixture(tmp_path / "gmm.pkl", mixture, net)
+    assert load_mixture(tmp_path / "gmm.pkl", net).digits == load_mixture(tmp_path / "gmm.pkl").digits
+    with pytest.raises(UserError, match="not of this model"):
+        load_mixture(tmp_path / "gmm.pkl", other)
+    save_mixture(tmp_path / "gmm.pkl", mixture)            # others' files name no model
+    assert load_mixture(tmp_path / "gmm.pkl", other).digits == mixture.digits
+
+
 class Call:
     """Pickled, a call: whoever unpickles it makes it."""
 
@@ -181,6 +191,9 @@ BROKEN = {
     "negative": pickled(weights=[-0.5, 1.0, 0.5]), "infinite digit": pickled(digits=[math.inf, 4, 8]),
     "singular": pickled(covariances=[[[0.0, 0.0], [0.0, 0.0]] for _ in range(3)]),
     "not positive definite": pickled(covariances=[[[1.0, 2.0], [2.0, 1.0]] for _ in range(3)]),
+    "sum": pickled(weights=[10.0, 10.0, 10.0]), "no weight": pickled(weights=[0.0, 0.0, 1.0]),
+    "not symmetric": pickled(covariances=[[[1.0, 5.0], [0.0, 1.0]], *([[1.0, 0.0], [0.0, 1.0]] for _ in "ab")]),
+    "same digit": pickled(digits=[1, 1, 1]), "no digit": pickled(digits=[1, 4, 10]), "foreign": pickled(program="bird"),
     "numbers": pickled(weights=1.0, means=2.0), "deep": b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
     "frame": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f].", "long string": b"\x80\x02X\xff\xff\xff\x7fa.",
     "empty stack": b"a.", "append to a dict": b"}}a.", "no mark": b"]e.",

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,8 @@ def test_a_vae_report_without_data_names_what_is_missing(digits, tmp_path):
     build.report_vae(tmp_path / "vae.pth", AUTHORS, out, val=digits / "val.npz")
     check_says(out, "there is no scatter", "no mixture is beside the model", "no vae.history.jsonl",
                "Over all 15: 1 − MSE")
+    with pytest.raises(vae.UserError, match=r"typo\.pkl .*No such file"):      # it was named
+        build.report_vae(tmp_path / "vae.pth", AUTHORS, out, gmm=tmp_path / "typo.pkl")
 
 
 def test_notes_are_set_as_they_are_written(birds, tmp_path):
@@ -184,6 +187,9 @@ def test_notes_are_set_as_they_are_written(birds, tmp_path):
     assert [run["style"] for run in pieces[1]["runs"] if run["style"]] == ["strong", "emph", "code"]
     build.report_bird(birds, AUTHORS, out, notes=notes)
     check_says(out, "What we saw", "It is not c_d all, x*y #let and 2 * 3.", "• one point")
+    notes.write_text("You found it: 你好 \U0010fff0")
+    with pytest.raises(UserError, match=r"no font here has .* notes"):
+        build.report_bird(birds, AUTHORS, tmp_path / "long.pdf", notes=notes)
     notes.write_text("We saw much. " * 3000)
     with pytest.raises(UserError, match="shorten the notes"):
         build.report_bird(birds, AUTHORS, tmp_path / "long.pdf", notes=notes)
@@ -199,7 +205,9 @@ def test_a_name_that_cannot_be_set_is_a_user_error(author, sentence, tmp_path):
 def test_a_broken_input_is_one_sentence_and_status_2(birds, tmp_path, capsys):
     (tmp_path / "bird.pth").write_bytes((birds / "bird.pth").read_bytes())
     (tmp_path / "bird.history.jsonl").write_text('{"epoch": 1}\nhalf a li')
-    for run, fact in ((tmp_path / "none", "does not exist"), (tmp_path, "history")):
+    listed = shutil.copytree(birds, tmp_path / "listed")
+    (listed / "environment.json").write_text("[1]")
+    for run, fact in ((tmp_path / "none", "does not exist"), (tmp_path, "history"), (listed, "environment.json")):
         with pytest.raises(SystemExit) as ended:
             cli.main(["report", "bird", str(run), "--author", "A 2021", "--out", str(tmp_path / "r.pdf")])
         assert ended.value.code == 2

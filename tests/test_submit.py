@@ -1,5 +1,7 @@
 """The zip of the contract: the same bytes each time, and each thing that a grader would refuse is named."""
 
+import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -105,6 +107,62 @@ def test_a_report_that_would_fail_is_refused(parts, tmp_path):
     with pytest.raises(UserError):
         submit.submit(**parts | {"link": ""})
     assert parts["out"].read_bytes() == b"an earlier one"
+
+
+def raw_pdf(content: bytes, trailer: bytes = b"", stream: bytes = b"") -> bytes:
+    """A PDF of one page with this content, by hand."""
+    objects = [b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+               b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 200]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
+               b"<</Length %d%b>>\nstream\n%b\nendstream" % (len(content), stream, content),
+               b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>"]
+    out, places = b"%PDF-1.7\n", []
+    for k, body in enumerate(objects):
+        places.append(len(out))
+        out += b"%d 0 obj\n%b\nendobj\n" % (k + 1, body)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    return out + (b"xref\n0 6\n0000000000 65535 f \n%btrailer\n<</Size 6/Root 1 0 R%b>>\nstartxref\n%d\n%%%%EOF\n"
+                  % (table, trailer, len(out)))
+
+
+LINE = b"BT /F1 12 Tf 10 100 Td (A. Student 2021CS10001) Tj ET\n"
+AES = (b"/ID[<00><00>]/Encrypt<</Filter/Standard/V 5/R 6/Length 256/O(%b)/U(%b)/OE(%b)/UE(%b)/Perms(%b)/P -4/CF<</StdCF"
+       b"<</CFM/AESV3/Length 32/AuthEvent/DocOpen>>>>/StmF/StdCF/StrF/StdCF>>" % (
+           b"a" * 48, b"b" * 48, b"c" * 32, b"d" * 32, b"e" * 16))
+
+
+@pytest.mark.parametrize(("content", "remedy"), [
+    (raw_pdf(LINE), None), (raw_pdf(LINE, AES), "cannot be read as a PDF"),
+    (raw_pdf(LINE, b"/ID[<00><00>]/Encrypt<</Filter/Foo/V 9/R 9>>"), "cannot be read as a PDF"),
+    (raw_pdf(b"[" * 100_000 + LINE), "cannot be read as a PDF"),
+    (raw_pdf(LINE, stream=b"/Filter/JBIG2Decode"), "cannot be read as a PDF"),
+    (raw_pdf(b"BT /F1 12 Tf 10 100 Td (Nobody) Tj 0 -20 Td (as 2021CS10001 showed) Tj ET"), "in its first line"),
+    (raw_pdf(LINE.replace(b"10001", b"100019")), "in its first line")],
+    ids=["good", "encrypted", "unknown handler", "deep", "JBIG2", "second line", "longer number"])
+def test_a_strange_pdf_is_one_sentence(content, remedy, tmp_path):
+    (tmp_path / "r.pdf").write_bytes(content)
+    found = list(submit.check_report(submit.RULES["bird"], tmp_path / "r.pdf", ["2021CS10001"]))
+    assert len(found) == (remedy is not None)
+    assert all(remedy in sentence for sentence in found)
+
+
+def test_what_a_program_starts_ends_with_it(tmp_path):
+    code = ("import os, subprocess, sys, time\n"
+            "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+            "for new in (False, True):\n"
+            "    print(subprocess.Popen(sleep, start_new_session=new).pid, flush=True)\n")
+    for more, seconds, expected in (("", 60, 0), ("time.sleep(60)", 1, None)):
+        status, out, _ = submit.run_alone([sys.executable, "-c", code + more], tmp_path, seconds)
+        assert status == expected
+        for pid in map(int, out.split()):
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+        assert len(out.split()) == 2
+
+
+@pytest.mark.parametrize("source", [
+    b"\xef\xbb\xbfimport torch\r\n", b"# -*- coding: cp1252 -*-\nname = 'M\xe9sange'\nimport torch\n"])
+def test_a_program_saved_by_a_windows_editor_is_read(source):
+    assert submit.imports(source) == {"torch"}
 
 
 def test_all_faults_are_named_at_once_and_the_status_is_2(parts, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """vae.py: its losses against their references, what it learns, its files and its three commands."""
 
+import io
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import DEFAULT, Mock
@@ -296,6 +298,34 @@ def test_every_form_of_the_images_is_read(small):
     assert DigitDataset("a.npy").images.shape == (1, 28, 28)
 
 
+def test_values_of_any_known_range_become_0_to_1(small, capsys):
+    with np.load("test.npz") as found:
+        x = found["data"]
+    unit, bits = torch.from_numpy(x).float() / 255, torch.from_numpy(x > 127).float()
+    for form, expected in [((x > 127).astype(np.uint8), bits), ((x > 127).astype(int), bits), (x > 127, bits),
+                           ((x / 255 * 1.0000002).astype("f4"), unit), (x * 1.03, 1.03 * unit),
+                           (x / 255 * 1.12 - 0.06, 1.12 * unit - 0.06)]:
+        np.save("a.npy", form)
+        assert_close(DigitDataset("a.npy").images, expected.clamp(0, 1))
+    assert capsys.readouterr().err == ""
+    for form in (255 - x, x // 100, 0 * x):                        # black on white, and all but black
+        np.save("a.npy", form)
+        DigitDataset("a.npy")
+        assert "note: a.npy: the mean pixel" in capsys.readouterr().err
+
+
+def zipped(**members: bytes) -> bytes:
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("_", "."), content)
+    return buffer.getvalue()
+
+
+def npy(header: str, content: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + content
+
+
+LIE = "{'descr': '|u1', 'fortran_order': False, 'shape': (60000000, 28, 28)}"
 X, Y = np.zeros((6, 28, 28), np.uint8), np.arange(6)
 AS_TEST, AS_MODEL, AS_MIXTURE = ("?", *TEST[1:]), (*RECON[:2], "?"), (*TEST[:3], "?")
 AS_TRAIN, AS_VAL = ("?", *TRAIN[1:]), ("train.npz", "?", *TRAIN[2:])
@@ -307,15 +337,32 @@ WRONG = [  # a command, what the file at its "?" holds, a word of the sentence
         *[(X, labels, "digits") for labels in (Y + 0.5, Y * np.nan, Y - 1, Y * 9, Y.astype(str))]]],
     *[(command, content, "") for command in (AS_TEST, AS_TRAIN, AS_VAL, AS_MODEL, AS_MIXTURE)
       for content in (None, Path.mkdir, b"", b"hello")],
+    *[(command, os.mkfifo, "") for command in (AS_TEST, AS_MODEL, AS_MIXTURE)],
+    *[(AS_TEST, content, word) for content, word in [
+        (zipped(a_txt=b"x"), "unpack it first"), (zipped(train_npz=b"PK"), "unpack"), (npy(LIE), ""),
+        (zipped(data_npy=npy(LIE)), ""), (zipped(data_npy=bytes(1_100_000_000)), "more than 1 GB"),
+        ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y}, "2 arrays of images .*save one"),
+        ({"train_images": X, "train_labels": Y, "val_images": X}, "save one")]],
+    (AS_TRAIN, {"data": np.full((40, 28, 28), 9)}, "40 times the same image"),
     (AS_TEST, {"labels": Y}, "images"), (AS_TEST, b"PK\x03\x04" + b"\xff" * 400, ""),
     (AS_TEST, lambda _: Path("test.npz").read_bytes()[:3000], ""),
     (AS_TEST, lambda _: Path("vae.pth").read_bytes(), ""), (AS_TRAIN, {"data": X}, "20"),
     (AS_VAL, {"data": X}, "labels"), (AS_VAL, {"data": X, "labels": 0 * Y}, "2 digits"),
     *[(AS_MODEL, content, "") for content in (
         [1, 2], {"a": torch.zeros(2)}, lambda _: torch.load("vae.pth") | {"z_mean": torch.zeros(3)},
-        lambda _: torch.load("vae.pth") | {"_extra_state": {"clusters": "three"}},
+        *[lambda _, change=change: torch.load("vae.pth") | {
+            "_extra_state": VAE().get_extra_state() | change} for change in (
+            {"clusters": "three"}, {"heads": 4_000_000}, {"heads": 0}, {"separation": 1e300}, {"program": "bird"})],
+        lambda _: torch.load("vae.pth") | {"head": torch.tensor(99)},
+        lambda _: torch.load("vae.pth") | {"z_mean": torch.tensor([0, torch.nan])},
         lambda _: Path("vae.pth").read_bytes()[:-5000])],
     ((*TRAIN[:3], "?", TRAIN[4]), Path.mkdir, "folder"), ((*TRAIN[:4], "no/?"), None, "written"),
+    ((*TRAIN[:3], "?", "?"), None, "named twice"), ((*TRAIN[:3], "?", "wrong.history.jsonl"), None, "named twice"),
+    *[(command, lambda _: Path("train.npz").read_bytes(), "is read too") for command in (
+        ("?", *TRAIN[1:3], "?", TRAIN[4]), ("train.npz", "?", *TRAIN[2:4], "?"), ("?", *TEST[1:], "--csv", "?"),
+        ("?", *RECON[1:], "--npz", "?"))],
+    ((*TEST, "--csv", TEST[3]), None, "gmm_params.pkl is read too"), ((*RECON, "--npz", "vae.pth"), None, "vae.pth is"),
+    ((*AS_TRAIN, "--seed", str(2**63)), None, "--seed"),
     *[((*AS_TRAIN, *option), None, option[0]) for option in [
         ("--epochs", "0"), ("--epochs", "-2"), ("--budget", "0"), ("--budget", "nan"), ("--budget", "-1")]],
 ]
@@ -331,6 +378,6 @@ def test_a_wrong_file_is_one_sentence_and_status_2(small, capsys, command, conte
         torch.save(content, path) if command is AS_MODEL else np.savez(path, **content)
     assert vae.run(vae.main, [item.replace("?", "wrong.npz") for item in command]) == 2
     notes = r"(note: .*\n)*"                     # of images that are all black
-    sentence = rf"{notes}error: (?=.*{'' if '--' in word else path}).*{word}.*\n"
+    sentence = rf"{notes}error: (?=.*{'wrong' if '?' in command and '--' not in word else ''}).*{word}.*\n"
     assert re.fullmatch(sentence, capsys.readouterr().err)
     assert outputs() == before

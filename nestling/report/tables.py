@@ -32,14 +32,15 @@ def training_bird(history: list[dict], saved: dict[str, float] | None = None) ->
 
 def training_vae(history: list[dict]) -> Table:
     """Each term of the loss, from the first to the last epoch of its phase, in training and held out."""
-    names = {"information": "mutual information, nats", "recon": "reconstruction, nats an image",
-             "kl": "KL divergence, nats an image", "ssim": "SSIM"}
+    names = {"clusters": {"information": "mutual information, nats"},
+             "latents": {"recon": "reconstruction, nats an image", "kl": "KL divergence, nats an image",
+                         "ssim": "SSIM"}}
     rows = []
     for phase in dict.fromkeys(row["phase"] for row in history):
         epochs = [row for row in history if row["phase"] == phase]
-        for key in (key for key in names if key in epochs[0]):
+        for key, name in names[phase].items():
             moved = (f"{epochs[0][of]:.3f} → {epochs[-1][of]:.3f}" for of in (key, f"held_{key}"))
-            rows.append([f"{phase}, {len(epochs)}", names[key], *moved])
+            rows.append([f"{phase}, {len(epochs)}", name, *moved])
     return {"columns": ["phase, epochs", "", "training", "held-out"], "rows": rows}
 
 
