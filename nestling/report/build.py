@@ -17,7 +17,7 @@ import vae
 from nestling import ablate, runs
 from nestling.explain import draw, gradcam, latent, photos, pointing, sheets
 from nestling.explain.write import cam_rows, per_class
-from nestling.files import read_json
+from nestling.files import check_outputs, read_json
 from nestling.report import tables
 from nestling.report.network import network_facts
 from nestling.report.pdf import read_notes, typeset
@@ -36,6 +36,7 @@ def report_bird(run: Path, authors: list[str], out: Path, *, ablation: Path | No
     bird`. dataset: labelled photos, DATASET/<class>/.
     """
     model = runs.model_of(run, "bird")
+    check_outputs([out], filter(None, (model, notes)))
     net, history = bird.load_model(model), runs.history_of(model)
     size, saved = net.extra["size"], net.extra.get("validation")
     network = network_facts(net, torch.zeros(1, 3, size, size), merged=True)
@@ -66,6 +67,7 @@ def report_vae(run: Path, authors: list[str], out: Path, *, ablation: Path | Non
     test: digits; the scores are those of `test`, or of `val` where there is no test.
     """
     model = runs.model_of(run, "vae")
+    check_outputs([out], filter(None, (model, gmm, train, val, test, notes)))
     net, history = vae.load_model(model), runs.history_of(model)
     beside = model.with_name("gmm_params.pkl")
     mixture = vae.load_mixture(gmm or beside, net) if gmm or beside.is_file() else None
