@@ -172,6 +172,35 @@ def submit(name: Annotated[Literal["bird", "vae"], Argument(help="which of the t
     say(f"{out} holds {', '.join(names)}; every check went well (the link itself is not fetched)")
 
 
+@app.command()
+def grade(submissions: Annotated[list[Path] | None, Argument(help="zips, folders, a Gradescope export")] = None,
+          part: Annotated[Literal["bird", "vae"], Option(help="which of the two")] = "bird",
+          out: Annotated[Path, Option(help="the folder of the results")] = Path("graded"),
+          test: Annotated[Path | None, Option(help="the held-out photos or digits, with their labels")] = None,
+          train: Annotated[Path | None, Option(help="to train anew, too")] = None,
+          val: Annotated[Path | None, Option(help="vae: the labelled digits")] = None,
+          recon: Annotated[Path | None, Option(help="vae: digits to reconstruct; default: those of --test")] = None,
+          models: Annotated[Path | None, Option(help="the models, a file or folder an entry number")] = None,
+          rubric: Annotated[Path | None, Option(help="marks and penalties, TOML")] = None,
+          jobs: Jobs = 1, minutes: Annotated[float | None, Option(help="at most, a training")] = None,
+          dask: Dask = None, python: Annotated[Path | None, Option(help="that the programs get")] = None,
+          again: Annotated[bool, Option("--again", help="marks anew from --out; nothing is run")] = False,
+          unsafe: Annotated[bool, Option("--unsafe", help="without a sandbox, where none stands")] = False,
+          make_autograder: Annotated[Path | None, Option(help="write Gradescope's zip instead")] = None) -> None:
+    """Runs submissions in a sandbox, scores them, and writes marks, feedback and a page for the class."""
+    if make_autograder:
+        from nestling.grade.autograder import make
+        make(make_autograder, part, test, val, recon, rubric)
+        say(f"{make_autograder}: upload it to Gradescope as the autograder")
+    elif again:
+        from nestling.grade.batch import grade_again
+        say(f"{out}: {len(grade_again(out, part, rubric))} submissions have new marks")
+    else:
+        from nestling.grade.batch import grade
+        grade(submissions or [], part, out, test=test, train=train, val=val, recon=recon, models=models,
+              rubric=rubric, jobs=jobs, minutes=minutes, dask=dask, python=python, unsafe=unsafe)
+
+
 def call(arguments: list[str] | None) -> int | None:
     """Runs a command; what typer raises becomes what any program raises."""
     try:

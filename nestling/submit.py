@@ -92,7 +92,7 @@ def check_words(rules: Rules, numbers: list[str], link: str) -> Iterator[str]:
 
 
 def check_report(rules: Rules, report: Path, numbers: list[str]) -> Iterator[str]:
-    """The report: a PDF, not too long, that shows the entry numbers on its first page."""
+    """The report: a PDF, not too long, whose first line shows the entry numbers."""
     try:
         from pypdf import PdfReader
     except ImportError as error:
@@ -102,14 +102,20 @@ def check_report(rules: Rules, report: Path, numbers: list[str]) -> Iterator[str
         return
     try:
         pages = PdfReader(report, strict=True).pages
-        count, first = len(pages), pages[0].extract_text().strip().upper().partition("\n")[0]
+        count, first = len(pages), pages[0].extract_text().strip().partition("\n")[0]
     except Exception:                                # a damaged or hostile PDF makes pypdf raise anything
+        count, first = None, ""
+    yield from judge_report(rules, str(report), numbers, count, first)
+
+
+def judge_report(rules: Rules, report: str, numbers: list[str], pages: int | None, first: str) -> Iterator[str]:
+    """Of a PDF's number of pages, None if it cannot be read, and its first line."""
+    if pages is None:
         yield f"{report} cannot be read as a PDF; export the report as PDF again."
         return
-    if count > rules.pages:
-        yield f"{report} has {count} pages; shorten it to at most {rules.pages}."
-    shown = {number for number in numbers if re.search(rf"(?<!\w){number}(?!\w)", first)}
-    if missing := [number for number in numbers if number not in shown]:
+    if pages > rules.pages:
+        yield f"{report} has {pages} pages; shorten it to at most {rules.pages}."
+    if missing := [number for number in numbers if not re.search(rf"(?<!\w){number}(?!\w)", first.upper())]:
         yield (f"{report} does not show {', '.join(missing)} in its first line, which must name the authors with "
                "their entry numbers.")
 

@@ -278,7 +278,7 @@ def walls(box: Box, supervisor: list[str], start: Path, reads: dict[str, Path], 
     for number, (path, inside) in enumerate(binds):
         source = places / str(number) if root else path
         arguments += ["--ro-bind", str(source), inside]
-        lines.append(f"{'mkdir' if path.is_dir() else 'touch'} {source}; mount --bind \"${number + 1}\" {source}")
+        lines.append(f"{'mkdir' if path.is_dir() else 'touch'} {source}; mount --bind \"${{{number + 1}}}\" {source}")
     arguments += ["--chdir", "/out", "--remount-ro", "/proc", "--remount-ro", "/", "--", *supervisor]
     if not root:
         return ["bwrap", *arguments]

@@ -27,20 +27,21 @@ class AfterTorch(importlib.abc.MetaPathFinder):
                 load(module)
                 if not module.cuda.is_available():
                     patch(module)
-            spec.loader.exec_module = load_and_patch
+            spec.loader.exec_module = load_and_patch  # type: ignore[method-assign]
         return spec
 
 
 def patch(torch) -> None:
     """cuda -> cpu, in calls of torch's functions, of modules and tensors, and in `torch.load`."""
-    told = []
+    told: list[None] = []
 
     def on_cpu(value):
         named = isinstance(value, str) and value.partition(":")[0] == "cuda"
         if not named and not (isinstance(value, torch.device) and value.type == "cuda"):
             return value
         if not told:
-            told.append(print(SAID, file=sys.stderr, flush=True))
+            told.append(None)
+            print(SAID, file=sys.stderr, flush=True)
         return "cpu" if named else torch.device("cpu")
 
     def moved(function):

@@ -1,0 +1,215 @@
+"""Whole batches: submissions of every odd kind get the right state, scores and sentences, killed or not."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from nestling.files import UserError
+from nestling.grade import batch, box
+
+GOOD = """import sys
+import numpy as np
+words = sys.argv[1:]
+if "train" in words:
+    open(words[3], "wb").write(b"a model"); open(words[4], "wb").write(b"a mixture")
+elif words[1] == "test_reconstruction":
+    np.savez("vae_reconstructed.npz", data=np.load(words[0])["data"] / np.float32(300))
+else:
+    x = np.load(words[0])["data"].astype(int)                # digit k has a mean pixel of about 20 k
+    means = x.mean(axis=(1, 2))
+    labels = [(1, 4, 8)[abs(np.array([20, 80, 160]) - mean).argmin()] for mean in means]
+    open("vae.csv", "w").write("Predicted_Label\\n" + "".join(f"{label}\\n" for label in labels))
+"""
+
+
+def writes(csv_text: str) -> str:
+    """GOOD, but for how it writes its labels."""
+    head, _, _ = GOOD.rpartition('    open("vae.csv"')
+    return f"{head}    {csv_text}"
+
+
+def csv_of(header: str = "Predicted_Label", row: str = "{x}", end: str = "\\n", rows: str = "labels",
+           name: str = "vae.csv") -> str:
+    """A program's line that writes its labels."""
+    return f'open({name!r}, "w").write("{header}{end}" + "".join(f"{row}{end}" for x in {rows}))\n'
+
+
+def fails_in(command: str, code: str) -> str:
+    """GOOD, but for what it does first in one command."""
+    return GOOD.replace("if \"train\"", f"if {command!r} in words:\n    {code}\nif \"train\"", 1)
+
+
+ZOO = {                                    # entry -> program, then what is expected of its record
+    "2021CS10001": (GOOD, {"state": "done", "strict": 1.0, "found": 1.0, "kinds": set()}),
+    "2021CS10002": (writes(csv_of(header="label")),
+                    {"state": "done", "strict": 0.0, "found": 1.0, "kinds": {"column"}}),
+    "2021CS10003": (writes(csv_of(rows="labels[:6]")),
+                    {"state": "done", "strict": 0.0, "kinds": {"rows"}}),
+    "2021CS10004": (writes(csv_of("\\ufeffPredicted_Label", "{x}.0", "\\r\\n")),
+                    {"state": "done", "strict": 0.0, "found": 1.0, "kinds": {"encoding"}}),
+    "2021CS10005": (writes(csv_of(name="predictions.csv")),
+                    {"state": "done", "strict": 0.0, "found": 1.0, "kinds": {"name"}}),
+    "2021CS10006": (fails_in("test_classifier", "while True: pass"), {"state": "time", "reason": "within 20 seconds"}),
+    "2021CS10007": (fails_in("test_classifier", "import tensorflow"),
+                    {"state": "environment", "reason": "needs tensorflow"}),
+    "2021CS10008": (GOOD + "raise SystemExit('plot failed')\n",
+                    {"state": "failed", "strict": 1.0, "kinds": {"traceback"}}),
+    "2021CS10009": (fails_in("test_classifier", "raise KeyError('no model')"), {"state": "failed", "found": 0.0}),
+    "2021CS10010": (GOOD.replace('["data"].astype(int)', '["labels"]').replace("x.mean(axis=(1, 2))", "20 * x"),
+                    {"state": "done", "kinds": set()}),     # reads the labels, which are dummies
+    "2021CS10011": (writes('import os; os.symlink("/etc/passwd", "vae.csv")'), {"state": "done", "found": 0.0}),
+    "2021CS10012": (writes('import os; os.mkfifo("vae.csv")'), {"state": "done", "found": 0.0}),
+    "2021CS10013": (GOOD.replace("data=np", "original_images=np.load(words[0])['data'], reconstructed_images=np"),
+                    {"state": "done", "strict": 1.0, "found": 1.0, "kinds": {"key"}}),
+    "2021CS10014": (fails_in("test_classifier", "print('\\x1b[31m<script>alert(1)</script>' * 3); raise ValueError"),
+                    {"state": "failed"}),
+    "2021CS10015": (writes('open("vae.csv", "w").write("Predicted_Label\\n" + "1\\n" * len(labels))'),
+                    {"state": "done", "kinds": set()}),
+    "2021CS10016": (fails_in("train", "raise MemoryError"), {"state": "memory", "found": 1.0}),
+    "2021CS10017": (writes("import random; random.shuffle(labels)\n    " + csv_of()),
+                    {"state": "done", "kinds": {"random"}}),
+    "2021CS10018": (GOOD.replace("import sys", "import sys\nfrom sklearn.mixture import GaussianMixture"),
+                    {"kinds": {"scikit-learn"}}),
+    "2021CS10019": ("def broken(:\n", {"state": "failed", "reason": "SyntaxError"}),
+    "2021CS10020": (None, {"state": "refused"}),
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> dict[str, Path]:
+    """Digits whose brightness gives them away."""
+    folder, rng = tmp_path_factory.mktemp("teacher"), np.random.default_rng(0)
+    paths = {}
+    for name, each in (("test", 4), ("train", 8), ("val", 2)):
+        labels = np.repeat([1, 4, 8], each)
+        data = (20 * labels[:, None, None] + rng.integers(-9, 9, (len(labels), 28, 28))).astype(np.uint8)
+        np.savez(folder / f"{name}.npz", data=data, labels=labels)
+        paths[name] = folder / f"{name}.npz"
+    return paths
+
+
+def submission(folder: Path, entry: str, program: str | None) -> Path:
+    """A zip as the contract has it."""
+    with zipfile.ZipFile(path := folder / f"{entry}.zip", "w") as archive:
+        for name, content in {"vae.py": program, "vae.pth": "a model", "gmm_params.pkl": "a mixture",
+                              "group.txt": f"{entry}\n", "model_path.txt": "https://example.org/vae.pth\n"}.items():
+            if content is not None:
+                archive.writestr(f"{entry}/{name}", content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def graded(teacher, tmp_path_factory) -> Path:
+    """The zoo, graded."""
+    folder = tmp_path_factory.mktemp("class")
+    for entry, (program, _) in ZOO.items():
+        submission(folder, entry, program)
+    shutil.copy(folder / "2021CS10001.zip", folder / "=cmd|' C'!A1.zip")
+    (folder / "damaged.zip").write_bytes(b"PK\x03\x04 no zip")
+    out = tmp_path_factory.mktemp("graded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "TEST_LIMITS", box.Limits(seconds=20, memory=2048, processes=64, disk=64))
+        batch.grade([folder], "vae", out, **teacher, jobs=2, threads=1)
+    return out
+
+
+def record_of(out: Path, entry: str) -> dict:
+    return json.loads((out / entry / "record.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ZOO)
+def test_each_submission_gets_its_state_scores_and_findings(entry, graded):
+    record, expected = record_of(graded, entry), ZOO[entry][1]
+    kinds = {finding["kind"] for finding in record["findings"]} - {"report", "whole model", "seed"}
+    reasons = " ".join(run["reason"] for run in record["runs"].values())
+    found = {"state": batch.state_of(record), "kinds": kinds}
+    if record["scores"]:
+        both = record["scores"]["shipped"]["classification"]
+        found |= {kind: both[kind]["score"] for kind in ("strict", "found")}
+    assert {key: found[key] for key in expected if key != "reason"} == {
+        key: value for key, value in expected.items() if key != "reason"}, record
+    assert expected.get("reason", "") in reasons
+    assert (graded / entry / "feedback.txt").read_text().startswith(entry)
+    assert json.loads((graded / entry / "results.json").read_text())["tests"]
+
+
+@pytest.mark.slow
+def test_a_submission_that_reads_the_labels_learns_nothing(graded):
+    score = record_of(graded, "2021CS10010")["scores"]["shipped"]["classification"]["found"]["score"]
+    assert score < 0.7                                     # dummy labels 1, 4, 8 in turn
+
+
+@pytest.mark.slow
+def test_the_table_and_the_page_hold_all_and_nothing_is_markup(graded):
+    with open(graded / "leaderboard.csv", newline="") as file:
+        rows = {row["entry"]: row for row in csv.DictReader(file)}
+    assert set(ZOO) < set(rows)
+    assert len(rows) == len(ZOO) + 2
+    assert not [name for name in rows if name.startswith("=")]
+    assert rows["2021CS10001"]["state"] == "done"
+    page = (graded / "index.html").read_text()
+    assert "<script>alert" not in page
+    assert "\x1b" not in page
+    assert all(entry in page for entry in ZOO)
+
+
+@pytest.mark.slow
+def test_graded_again_nothing_is_run_and_a_rubric_changes_the_marks(graded, tmp_path, monkeypatch):
+    before = (graded / "leaderboard.csv").read_bytes()
+    monkeypatch.setattr(box, "run", None)
+    batch.grade_again(graded, "vae")
+    assert (graded / "leaderboard.csv").read_bytes() == before
+    (tmp_path / "strict.toml").write_text('counts = "strict"\n')
+    batch.grade_again(graded, "vae", tmp_path / "strict.toml")
+    assert (graded / "leaderboard.csv").read_bytes() != before
+    batch.grade_again(graded, "vae")
+
+
+@pytest.mark.slow
+def test_a_killed_batch_goes_on_to_the_same_table(graded, teacher, tmp_path):
+    out = tmp_path / "graded"
+    some = [entry for entry in ZOO if entry not in ("2021CS10006", "2021CS10017")]    # no time-out, nothing random
+    for entry in some[:8]:
+        submission(tmp_path, entry, ZOO[entry][0])
+    code = f"""from pathlib import Path
+from nestling.grade import batch
+files = {{name: Path(path) for name, path in { {name: str(path) for name, path in teacher.items()}!r}.items()}}
+batch.grade(sorted(Path({str(tmp_path)!r}).glob("*.zip")), "vae", Path({str(out)!r}), jobs=2, threads=1, **files)
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while process.poll() is None and len(list(out.glob("*/record.json"))) < 3:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert " 0 are done" not in done.stdout
+    both = [(folder / "leaderboard.csv").read_text().splitlines() for folder in (out, graded)]
+    assert len(both[0]) == 9
+    assert set(both[0]) <= set(both[1])
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"test": None}, "--test"), ({"test": Path("none.npz")}, "none.npz"), ({"rubric": Path("none.toml")}, "none.toml"),
+    ({"val": None}, "--val"), ({"sources": [Path("nowhere.zip")]}, "nowhere.zip"), ({"sources": []}, "no submission"),
+    ({"out": Path("class/out")}, "lies in")])
+def test_the_teacher_s_mistakes_are_one_sentence(change, sentence, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("class").mkdir()
+    submission(Path("class"), "2021CS10001", GOOD)
+    settings = {"sources": [Path("class")], "part": "vae", "out": tmp_path / "out", **teacher, **change}
+    with pytest.raises(UserError, match=sentence):
+        batch.grade(**settings)
