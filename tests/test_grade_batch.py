@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 from nestling.files import UserError
@@ -76,7 +78,7 @@ ZOO = {                                    # entry -> program, then what is expe
                     {"state": "failed"}),
     "2021CS10015": (writes('open("vae.csv", "w").write("Predicted_Label\\n" + "1\\n" * len(labels))'),
                     {"state": "done", "kinds": set()}),
-    "2021CS10016": (fails_in("train", "raise MemoryError"), {"state": "memory", "found": 1.0}),
+    "2021CS10016": (fails_in("test_reconstruction", "raise MemoryError"), {"state": "memory", "found": 1.0}),
     "2021CS10017": (writes("import random; random.shuffle(labels)\n    " + csv_of()),
                     {"state": "done", "kinds": {"random"}}),
     "2021CS10018": (GOOD.replace("import sys", "import sys\nfrom sklearn.mixture import GaussianMixture"),
@@ -120,7 +122,7 @@ def graded(teacher, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("graded")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "TEST_LIMITS", box.Limits(seconds=20, memory=2048, processes=64, disk=64))
-        batch.grade([folder], "vae", out, **teacher, jobs=2, threads=1)
+        batch.grade([folder], "vae", out, test=teacher["test"], jobs=2, threads=1)
     return out
 
 
@@ -186,7 +188,8 @@ def test_a_killed_batch_goes_on_to_the_same_table(graded, teacher, tmp_path):
     code = f"""from pathlib import Path
 from nestling.grade import batch
 files = {{name: Path(path) for name, path in { {name: str(path) for name, path in teacher.items()}!r}.items()}}
-batch.grade(sorted(Path({str(tmp_path)!r}).glob("*.zip")), "vae", Path({str(out)!r}), jobs=2, threads=1, **files)
+sources = sorted(Path({str(tmp_path)!r}).glob("*.zip"))
+batch.grade(sources, "vae", Path({str(out)!r}), test=files["test"], jobs=2, threads=1)
 """
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -200,6 +203,77 @@ batch.grade(sorted(Path({str(tmp_path)!r}).glob("*.zip")), "vae", Path({str(out)
     both = [(folder / "leaderboard.csv").read_text().splitlines() for folder in (out, graded)]
     assert len(both[0]) == 9
     assert set(both[0]) <= set(both[1])
+
+
+@pytest.mark.slow
+def test_a_program_and_a_model_that_ask_for_cuda_get_the_cpu(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")     # as if saved on a GPU
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "vae.pth")
+    cuda = ("import torch\nnet = torch.nn.Linear(2, 2).to('cuda').cuda()\nnet.load_state_dict(torch.load(words[2]))\n"
+            "x = torch.zeros(3, 2, device=torch.device('cuda'))\nwith torch.autocast('cuda'): net(x.cuda())\n")
+    path = submission(tmp_path, "2021CS10001", fails_in("test_classifier", cuda.replace("\n", "\n    ")))
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "2021CS10002.zip", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, (tmp_path / "vae.pth").read_bytes() if name.endswith("vae.pth") else old.read(name))
+    (record,) = batch.grade([tmp_path / "2021CS10002.zip"], "vae", tmp_path / "out", test=teacher["test"], threads=1)
+    assert batch.state_of(record) == "done", record["runs"]
+    assert record["parameters"] == 6
+    assert [finding["kind"] for finding in record["findings"]].count("shim") == 1
+    assert record["scores"]["shipped"]["classification"]["strict"]["score"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_grader_stops_no_other_submission(teacher, tmp_path, monkeypatch):
+    def fail(path, *rest, score_labels=batch.score.score_labels):
+        if not (path / "vae.csv").read_text().startswith("Predicted"):
+            raise ZeroDivisionError("a defect")
+        return score_labels(path, *rest)
+    monkeypatch.setattr(batch.score, "score_labels", fail)
+    (tmp_path / "class").mkdir()
+    for entry in ("2021CS10001", "2021CS10002"):
+        submission(tmp_path / "class", entry, ZOO[entry][0])
+    records = batch.grade([tmp_path / "class"], "vae", tmp_path / "out", test=teacher["test"], threads=1)
+    assert [batch.state_of(record) for record in records] == ["done", "grader"]
+    assert records[1]["runs"]["grading"]["reason"] == "ZeroDivisionError: a defect"
+    monkeypatch.undo()                                     # mended, and it is done anew
+    records = batch.grade([tmp_path / "class"], "vae", tmp_path / "out", test=teacher["test"], threads=1)
+    assert [batch.state_of(record) for record in records] == ["done", "done"]
+
+
+def test_ctrl_c_ends_what_runs(tmp_path):
+    (tmp_path / "start").mkdir()
+    mark = f"interrupted-{tmp_path.name}-{os.getpid()}"
+    (tmp_path / "start" / "a.py").write_text("import time; time.sleep(60)")
+    for level in ("walls", "none"):
+        command, out = ["{python}", "-S", "a.py", mark], tmp_path / "out"
+        args = (box.Box(level), command, tmp_path / "start", {}, out, box.Limits())
+        with ThreadPoolExecutor() as pool:
+            future = pool.submit(box.run, *args)
+            while not [line for line in box.command_lines() if mark.encode() in line and b"a.py" in line[:200]]:
+                time.sleep(0.02)
+            box.stop()
+            with pytest.raises(box.Stopped):
+                future.result(20)
+        with pytest.raises(box.Stopped):
+            box.run(*args)
+        box.STOP.clear()
+        assert not [line for line in box.command_lines() if mark.encode() in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("train", "state", "reproduced"), [
+    (GOOD, "done", True), (fails_in("train", "sys.exit('no images')"), "failed", False),
+    (GOOD.replace('open(words[3], "wb")', 'open("other.pth", "wb")'), "done", False)])
+def test_a_model_trained_anew_is_tested_too(train, state, reproduced, teacher, tmp_path):
+    source = submission(tmp_path, "2021CS10001", train)
+    (record,) = batch.grade([source], "vae", tmp_path / "out", **teacher, threads=1)
+    assert record["runs"]["train"]["state"] == state
+    assert ("retrained" in record["scores"]) == reproduced
+    if reproduced:
+        assert record["scores"]["retrained"] == record["scores"]["shipped"]
+        assert list(record["runs"])[-1] == "classify retrained again"
+    else:
+        assert "saved by the training" in record["details"]["retrained"]["missing"]
 
 
 @pytest.mark.parametrize(("change", "sentence"), [

@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
+import zipfile
 from collections import Counter
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ from nestling.grade.box import Box, Limits, Outcome
 from nestling.grade.cuda_is_cpu import SAID
 from nestling.grade.facts import Finding, Scored, Submission
 from nestling.grade.marks import Rubric, marks, read_rubric
+from nestling.grade.results import state as state_of
 from nestling.grade.results import write_batch, write_submission
 from nestling.submit import RULES, judge_report
 
@@ -73,7 +76,7 @@ def grade(sources: list[Path], part: str, out: Path, *, test: Path | None, train
         raise UserError(f"no sandbox stands here, so nothing was run ({why.strip()}) Mend that, or take --unsafe for "
                         "submissions that you trust.")
     say(f"level: {found.level}. {why}".strip())
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=shared(out) if dask else None) as name:
         folder = Path(name)
         os.chmod(folder, 0o755)
         submissions = intake.intake(sources, part, models, folder / "submissions")
@@ -101,6 +104,12 @@ def grade_again(out: Path, part: str, rubric: Path | None = None) -> list[dict[s
     pairs = [tuple(pair) for pair in json.loads((out / "similarity.json").read_text())]
     write_all(out, records, read_rubric(rubric, part), pairs)
     return records
+
+
+def shared(out: Path) -> Path:
+    """OUT itself, which the workers of a Dask scheduler see too."""
+    out.mkdir(parents=True, exist_ok=True)
+    return out.absolute()
 
 
 def write_all(out: Path, records: list[dict[str, Any]], rubric: Rubric, pairs: list) -> None:
@@ -132,23 +141,21 @@ def run_all(work: Work, submissions: list[Submission], jobs: int, threads: int |
         futures = {pool.submit(grade_one, work, submission, key, threads or max(1, cores // jobs)): entry
                    for entry, (submission, key) in todo.items()}
         bar = tqdm(as_completed(futures), "grading", len(futures), disable=None)
-        for future in bar:
-            record = future.result()
-            records[record["entry"]] = record
-            bar.set_postfix_str(f"{record['entry']} {state_of(record)}")
+        try:
+            for future in bar:
+                record = future.result()
+                records[record["entry"]] = record
+                bar.set_postfix_str(f"{record['entry']} {state_of(record)}")
+        except BaseException:                              # Ctrl-C: what runs would go on for hours
+            box.stop()
+            raise
     return [records[submission.entry] for submission in sorted(submissions, key=lambda each: each.entry)]
-
-
-def state_of(record: dict[str, Any]) -> str:
-    """Of a submission: that of the first run that did not go well, "done", or "refused" where nothing could be run."""
-    states = [run["state"] for run in record["runs"].values()]
-    return "refused" if record["faults"] else next((state for state in states if state != "done"), "done")
 
 
 # ------------------------------------------------------ one submission
 
 def grade_one(work: Work, submission: Submission, key: str, threads: int) -> dict[str, Any]:
-    """Runs and scores a submission and writes its record; a fault of the grader's own becomes its state."""
+    """Runs and scores a submission and writes its record; a fault of the grader's own is told in it."""
     folder = work.out / submission.entry
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -163,10 +170,17 @@ def grade_one(work: Work, submission: Submission, key: str, threads: int) -> dic
         with tempfile.TemporaryDirectory() as name:
             os.chmod(name, 0o755)
             one = One(work, submission, Path(name), folder, threads, record, findings)
-            one.inspect()
-            one.test("shipped", submission.models)
-            if work.train:
-                one.train()
+            try:
+                one.inspect()
+                one.test("shipped", submission.models)
+                if work.train:
+                    one.train()
+            except box.Stopped:
+                raise
+            except Exception as error:                     # ours: the other submissions go on, this one is done anew
+                record["key"] = None
+                record["runs"]["grading"] = asdict(Outcome(
+                    "grader", None, 0.0, 0.0, "", traceback.format_exc(), 0, f"{type(error).__name__}: {error}", ""))
     unique = list(dict.fromkeys(findings))
     record["findings"] = [asdict(finding) for finding in unique]
     write_json(folder / "record.json", record)
@@ -238,8 +252,10 @@ class One:
             results[what] = self.scored(name, argv, what, models)
             if self.record["runs"][name]["state"] == "done":       # what was stopped would be stopped again
                 again = self.scored(f"{name} again", argv, what, models)
-                if again.found != results[what].found:
-                    self.findings.append(Finding("random", f"two tests of the {which} model give different scores"))
+                labels = [{path.name: path.read_bytes() for path in (self.folder / each).glob("*.csv")}
+                          for each in (name, f"{name} again")]
+                if again.found != results[what].found or labels[0] != labels[1]:
+                    self.findings.append(Finding("random", f"two tests of the {which} model give different results"))
         self.record["scores"][which] = {what: {"strict": each.strict, "found": each.found}
                                         for what, each in results.items()}
         self.record["details"][which] = {what: each.details for what, each in results.items()}
@@ -287,6 +303,9 @@ class One:
         pdfs = [path for path in sorted(self.submission.folder.rglob("*")) if path.suffix.lower() == ".pdf"]
         pdfs = [path for path in pdfs if intake.is_report_name(limits, path.stem, numbers)] or pdfs
         model = self.submission.models.get(self.model_names[0])
+        if model and not zipfile.is_zipfile(model):        # as torch.save writes it; spares importing torch
+            self.findings.append(Finding("whole model", "the model file is none of torch.save", model.name))
+            model = None
         for name, path in (("report", pdfs[0] if pdfs else None), ("model", model)):
             if path:
                 shutil.copyfile(path, start / name)

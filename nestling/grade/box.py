@@ -41,6 +41,25 @@ MIB = 2**20
 MARK = "NESTLING_BOX"                      # in the environment of all that a run starts
 
 
+class Stopped(Exception):
+    """The grader is ending, so nothing is run any more."""
+
+
+RUNNING: set[subprocess.Popen] = set()
+STOP = threading.Event()
+
+
+def stop() -> None:
+    """Kills all runs of this process; those that begin later raise Stopped."""
+    STOP.set()
+    for process in list(RUNNING):
+        process.terminate()                                # bubblewrap dies of it, a bare supervisor cleans up
+    for process in list(RUNNING):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a run may use. Memory and disk are in MiB; files written count as both on `strong`."""
@@ -77,7 +96,8 @@ class Box:
 SUPERVISOR = r"""
 import ctypes, io, json, os, resource, shutil, signal, stat, subprocess, sys, tarfile, time
 spec = json.loads(sys.argv[1])
-ctypes.CDLL(None).prctl(36, 1)             # PR_SET_CHILD_SUBREAPER: orphans become children of this process
+for option, value in (36, 1), (1, signal.SIGTERM):     # orphans become children of this process, and it ends if the
+    ctypes.CDLL(None).prctl(option, value)             # grader does: PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
 shutil.copytree(spec["start"], spec["work"], dirs_exist_ok=True, symlinks=True)
 os.chdir(spec["work"])
 for root, folders, names in os.walk("."):
@@ -177,14 +197,17 @@ def _run(box: Box, argv: list[str], start: Path, reads: dict[str, Path], out: Pa
     clean = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "USER": "box", MARK: stage.name,
              "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", **env}
     try:
+        if STOP.is_set():
+            raise Stopped
         process = subprocess.Popen(command, env={k: v.replace("{in}", str(inside)) for k, v in clean.items()},
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    pass_fds=[send], start_new_session=True)
-    except OSError:
+    except (OSError, Stopped):
         os.close(receive)
         raise
     finally:
         os.close(send)
+    RUNNING.add(process)
     assert process.stdout is not None
     printed, archive = Printed(process.stdout, process), stage / "archive"
     collector = threading.Thread(target=drain, args=(receive, archive, 2 * limits.disk * MIB))
@@ -199,11 +222,14 @@ def _run(box: Box, argv: list[str], start: Path, reads: dict[str, Path], out: Pa
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        RUNNING.discard(process)
         if not walled:                                     # no namespace of processes ends with it
             end_all(f"{MARK}={stage.name}".encode())
     printed.join(5)
     collector.join(5)
     process.stdout.close()
+    if STOP.is_set():
+        raise Stopped
     report = unpack(archive, out, limits.disk * MIB)
     if group:
         report |= group.report()
@@ -330,6 +356,10 @@ class Group:
                 (parent / "cgroup.subtree_control").write_text("+memory +pids")
             wanted = [(parent, {"memory.max": memory, "memory.swap.max": "0", "pids.max": processes})]
         for parent, settings in wanted:
+            for old in parent.glob("nestling-*"):          # of graders that were killed
+                if not Path("/proc", old.name.split("-")[1]).exists():
+                    with contextlib.suppress(OSError):
+                        old.rmdir()
             (folder := parent / name).mkdir()
             self.folders.append(folder)
             for key, value in settings.items():

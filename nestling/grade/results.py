@@ -126,7 +126,8 @@ def feedback(record: dict[str, Any], marks: Marks, rubric: Rubric) -> str:
         lines += ["Nothing was run:", *(f"- {line(fault, 500)}" for fault in record["faults"]), ""]
     lines += [part for name, run in record["runs"].items() for part in ran(name, run)]
     if record["scores"]:
-        lines += ["Scores", *compared(record), f"The {rubric.counts} ones count.", *differing(record), ""]
+        lines += ["Scores", *compared(record), f"The {rubric.counts} ones count. Labels in the sandbox are dummies, so "
+                  "scores that the program itself prints mean nothing.", *differing(record), ""]
     lines += found("Deviations from the contract", record, DEVIATIONS)
     lines += found("For a person to look at", record, RULES)
     lines += ["Marks", *(f"- {item.name}: {item.score:g} of {item.most:g}. {line(item.why, 1000)}"
