@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from nestling import cli
 from nestling.files import UserError
 from nestling.grade import batch, box
 
@@ -287,3 +288,10 @@ def test_the_teacher_s_mistakes_are_one_sentence(change, sentence, teacher, tmp_
     settings = {"sources": [Path("class")], "part": "vae", "out": tmp_path / "out", **teacher, **change}
     with pytest.raises(UserError, match=sentence):
         batch.grade(**settings)
+
+
+def test_the_command_tells_what_is_missing(tmp_path, capsys):
+    for words, sentence in ((["a.zip"], "--test"), (["--again", "--out", str(tmp_path)], "no graded submissions")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["grade", *words])
+        assert sentence in capsys.readouterr().err
