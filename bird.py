@@ -298,9 +298,9 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
         raise UserError(f"{folder} cannot be read ({error.strerror}); expected "
                         f"{folder}/<class name>/<image>.jpg.") from error
     found = [(path, name) for name in entries if (folder / name).is_dir()
-             for path in files_below(folder / name) if path.suffix.lower() in IMG_EXTENSIONS]
-    found = found or [(path, "") for path in (folder / name for name in entries)
-                      if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir()]
+             for path in files_below(folder / name) if path.name.lower().endswith(IMG_EXTENSIONS)]
+    found = found or [(folder / name, "") for name in entries
+                      if name.lower().endswith(IMG_EXTENSIONS) and not (folder / name).is_dir()]
     if not found:
         raise UserError(f"{folder} holds no images; expected {folder}/<class name>/<image>.jpg.")
     inside = [(path, name) for path, name in found if name and not hidden(path, folder)]

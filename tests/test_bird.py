@@ -39,7 +39,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def test_images_come_in_the_order_of_image_folder(tmp_path):
-    for name in ["10/b.jpg", "10/a.PNG", "2/z/q.jpeg", "2/a.webp", "2/.hid.jpg", "1/x.tif", "1/notes.txt"]:
+    for name in ["10/b.jpg", "10/a.PNG", "2/z/q.jpeg", "2/a.webp", "2/.hid.jpg", "2/.jpg", "1/x.tif", "1/notes.txt"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     found, reference = zip(*bird.find_images(tmp_path), strict=True), ImageFolder(tmp_path)
