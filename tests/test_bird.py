@@ -549,6 +549,7 @@ def test_output_that_ends_does_not_end_the_work(tmp_path):
 def test_a_signal_is_told_how_to_go_on(number, status, capsys, monkeypatch):
     for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)       # pytest-xdist's workers ignore it
     assert bird.run(lambda _: signal.raise_signal(number), []) == status
     assert "the same command resumes" in capsys.readouterr().err
     signal.signal(signal.SIGHUP, signal.SIG_IGN)                   # as nohup starts it

@@ -170,4 +170,4 @@ def test_without_any_wall_nothing_is_run(tmp_path, monkeypatch):
     from nestling.grade import batch
     monkeypatch.setattr(box, "find_level", lambda python: (Box("none"), "not walls: bwrap is missing. "))
     with pytest.raises(UserError, match=r"nothing was run .*bwrap is missing.*--unsafe"):
-        batch.grade([tmp_path], "bird", tmp_path / "out", test=tmp_path)
+        batch.grade([tmp_path / "class"], "bird", tmp_path / "out", test=tmp_path)
