@@ -165,6 +165,14 @@ def test_each_level_is_found_by_trying(strongest, monkeypatch):
     assert found.level == "none"
     assert "not strong: no-bwrap No such file or directory; install bubblewrap" in why
 
+    def forbidden(limits):
+        raise PermissionError(13, "Permission denied", "/sys/fs/cgroup/memory/nestling")
+    monkeypatch.undo()
+    monkeypatch.setattr(box, "Group", forbidden)
+    found, why = box.find_level()
+    assert found.level == "walls"
+    assert "grade as root, where a cgroup" in why
+
 
 def test_without_any_wall_nothing_is_run(tmp_path, monkeypatch):
     from nestling.grade import batch

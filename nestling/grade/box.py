@@ -567,11 +567,11 @@ def command_lines() -> list[bytes]:
 
 
 REMEDIES = {                               # what is said where a level does not stand -> what to do
+    "cgroup": "grade as root, where a cgroup of its own can bound memory",
     "bwrap": "install bubblewrap (Debian: apt install bubblewrap)",
     "uid map|RTM_NEWADDR|Permission denied|Operation not permitted|No permissions": (
         "unprivileged user namespaces are forbidden here: allow them (on Ubuntu the AppArmor profile "
         "bwrap-userns-restrict, in Docker --security-opt seccomp=unconfined), or grade as root"),
-    "cgroup": "grade as root, where a cgroup of its own can bound memory",
 }
 
 
