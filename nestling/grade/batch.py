@@ -125,7 +125,8 @@ def run_all(work: Work, submissions: list[Submission], jobs: int, threads: int |
             dask: str | None) -> list[dict[str, Any]]:
     """The records of all submissions, by entry; what is done already is read."""
     code = hashlib.sha256(b"".join((Path(__file__).parent / name).read_bytes() for name in CODE)).hexdigest()
-    cores, records, todo, photos = os.cpu_count() or 1, {}, {}, work.laid.paths.get("train")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    records, todo, photos = {}, {}, work.laid.paths.get("train")
     trained = sorted((str(path.relative_to(photos)), path.stat().st_size) for path in photos.rglob("*")) if (
         photos and photos.is_dir()) else []
     for submission in submissions:
@@ -219,7 +220,8 @@ class One:
         shim.mkdir(exist_ok=True)
         shutil.copyfile(Path(__file__).with_name("cuda_is_cpu.py"), shim / "sitecustomize.py")
         opened(start)
-        env = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": "{in}/shim"}
+        env = {"MPLBACKEND": "Agg", "PYTHONPATH": "{in}/shim", "OMP_NUM_THREADS": str(self.threads),
+               "OMP_WAIT_POLICY": "PASSIVE"}               # threads that spin would slow the boxes beside them
         command = ["{python}", self.submission.program.name, *argv]
         laid = self.work.laid.paths
         reads = {"shim": shim} | {key + path.suffix * path.is_file(): path for key, path in laid.items()}
