@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from conftest import ROOT
 from nestling import cli
 from nestling.files import UserError
 from nestling.grade import batch, box
+from nestling.grade.facts import Submission
 
 GOOD = """import sys
 import numpy as np
@@ -241,6 +243,16 @@ def test_a_fault_of_the_grader_stops_no_other_submission(teacher, tmp_path, monk
     assert [batch.state_of(record) for record in records] == ["done", "done"]
 
 
+@pytest.mark.slow
+def test_the_workers_of_a_dask_scheduler_grade_too(teacher, tmp_path):
+    from distributed import LocalCluster
+    source, out = submission(tmp_path, "2021CS10001", GOOD), tmp_path / "out"
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        (record,) = batch.grade([source], "vae", out, test=teacher["test"], threads=1, dask=cluster.scheduler_address)
+    assert record["scores"]["shipped"]["classification"]["strict"]["score"] == 1.0
+    assert {path.name for path in out.iterdir()} == {"2021CS10001", "index.html", "leaderboard.csv", "similarity.json"}
+
+
 def test_ctrl_c_ends_what_runs(tmp_path):
     (tmp_path / "start").mkdir()
     mark = f"interrupted-{tmp_path.name}-{os.getpid()}"
@@ -295,3 +307,19 @@ def test_the_command_tells_what_is_missing(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             cli.main(["grade", *words])
         assert sentence in capsys.readouterr().err
+
+
+def test_a_copy_with_other_names_is_found_and_an_honest_pair_is_not(tmp_path):
+    """On programs of some length: nestling's own."""
+    sources = {"a": (ROOT / "vae.py").read_text(), "c": (ROOT / "bird.py").read_text()}
+    sources["b"] = re.sub(r"\b(net|images|mixture|labels|cfg|means|path)\b", r"my_\1", sources["a"])
+    submissions = []
+    for entry, text in sorted(sources.items()):
+        (tmp_path / entry).mkdir()
+        (tmp_path / entry / "vae.py").write_text(text)
+        submissions.append(Submission(entry, entry, tmp_path / entry, tmp_path / entry / "vae.py", {}))
+    pairs = batch.similarity(submissions)
+    assert pairs == batch.similarity(submissions)          # PYTHONHASHSEED: the same each time
+    shares = {frozenset(pair): share for *pair, share in pairs}
+    assert shares[frozenset("ab")] > 0.9
+    assert max(shares[frozenset("ac")], shares[frozenset("bc")]) < 0.7 < shares[frozenset("ab")]
