@@ -571,6 +571,7 @@ def test_want_of_memory_is_one_sentence_and_other_errors_are_ours(error, capsys)
         assert capsys.readouterr().err.startswith("error: memory is short")
 
 
+@pytest.mark.slow
 def test_it_trains_when_pasted_into_a_notebook_s_cell(few, tmp_path):
     text = (ROOT / "bird.py").read_text().split('if __name__ == "__main__"')[0]
     code = f"exec(compile({text!r}, '<cell>', 'exec'), globals()); del __file__\n"

@@ -9,6 +9,7 @@ sys.path.insert(0, str(ROOT))
 from bench import fuzz
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", fuzz.READERS)
 def test_damaged_files_give_a_value_or_the_user_s_error(kind):
     assert fuzz.fuzz(kind, int(400 * fuzz.READERS[kind].share) + 10, seed=1000) == []

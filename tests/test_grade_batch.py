@@ -309,6 +309,7 @@ def test_the_command_tells_what_is_missing(tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_copy_with_other_names_is_found_and_an_honest_pair_is_not(tmp_path):
     """On programs of some length: nestling's own."""
     sources = {"a": (ROOT / "vae.py").read_text(), "c": (ROOT / "bird.py").read_text()}

@@ -9,6 +9,8 @@ from nestling.files import UserError
 from nestling.grade import box
 from nestling.grade.box import Box, Limits
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(seconds=20, memory=400, processes=40, disk=64)
 SYSTEM = Path("/usr/bin/python3")          # another user may not reach a Python in a home folder
 BOXES = {"strongest": None, "walls": Box("walls"), "weak": Box("weak", SYSTEM), "none": Box("none")}
