@@ -3,7 +3,7 @@ PY = .venv/bin/python
 
 AUTHOR ?= A. Student 2021CS10001          # of `make reports`; make reports AUTHOR="Your Name 2021CS10002"
 
-.PHONY: demo reports test check check-fast bench setup clean
+.PHONY: demo reports web test check check-fast bench setup clean
 
 demo: setup demo/birds demo/digits        ## draw the data, train, test and score both programs: under 10 minutes
 	$(PY) bird.py demo/birds/train train demo/bird.pth --budget 3.5
@@ -24,6 +24,9 @@ reports: setup                            ## after `make demo`: two small ablati
 		--author "$(strip $(AUTHOR))" --out demo/report_bird.pdf
 	$(PY) -m nestling.cli report vae demo/vae.pth --ablation demo/ablation_vae --train demo/digits/train.npz \
 		--val demo/digits/val.npz --test demo/digits/test.npz --author "$(strip $(AUTHOR))" --out demo/report_vae.pdf
+
+web: setup                                ## after `make demo`: both networks in a page at http://127.0.0.1:8000/
+	$(PY) -m nestling.cli web --bird demo/bird.pth --vae demo/vae.pth --gmm demo/gmm_params.pkl --data demo
 
 demo/birds: | setup
 	$(PY) -m nestling.cli data birds demo/birds

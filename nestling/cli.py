@@ -201,6 +201,35 @@ def grade(submissions: Annotated[list[Path] | None, Argument(help="zips, folders
               rubric=rubric, jobs=jobs, minutes=minutes, dask=dask, python=python, unsafe=unsafe)
 
 
+BirdModel = Annotated[Path | None, Option("--bird", help="the model of `bird.py train`")]
+VaeModel = Annotated[Path | None, Option("--vae", help="the model of `vae.py train`")]
+Mixture = Annotated[Path | None, Option("--gmm", help="its mixture, such as gmm_params.pkl")]
+Data = Annotated[Path | None, Option(help="photos and digits that the models have not seen, with their labels")]
+RunFolder = Annotated[Path | None, Option(help="the folder of a training, for its curves")]
+
+
+@app.command()
+def page(bird: BirdModel = None, vae: VaeModel = None, gmm: Mixture = None, data: Data = None,
+         run: RunFolder = None, out: Annotated[Path, Option(help="the file to write")] = Path("page.html"),
+         folder: Annotated[bool, Option("--folder", help="--out is a folder for a web server")] = False) -> None:
+    """One HTML file in which a browser runs both models: to open, to mail, to put on any host."""
+    from nestling.page import build
+    size = build.make_page(out, bird, vae, gmm, data, run, folder)
+    say(f"{out}: {size / 1e6:.1f} MB")
+
+
+@app.command()
+def web(bird: BirdModel = None, vae: VaeModel = None, gmm: Mixture = None, data: Data = None,
+        run: RunFolder = None, port: Annotated[int, Option(min=0, max=65535, help="0: any that is free")] = 8000,
+        host: Annotated[str, Option(help="0.0.0.0 shows it to the whole network")] = "127.0.0.1") -> None:
+    """The same page from a server on this machine, with the curves of a running training as they grow."""
+    from nestling.page import build, contents, serve
+    blocks, footer = build.gather(bird, vae, gmm, data, run)
+    models = [path for path in (bird, vae) if path]
+    serve.serve(build.html({"histories": {}} | blocks, footer, live=True),
+                lambda: contents.histories(models, run), host, port)
+
+
 def call(arguments: list[str] | None) -> int | None:
     """Runs a command; what typer raises becomes what any program raises."""
     try:
