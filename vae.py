@@ -660,8 +660,9 @@ def train(train_path: str | Path, val_path: str | Path, model_path: str | Path,
                 raise UserError(f"the loss is not finite in epoch {len(history) + 1}; look at the "
                                 f"images of {train_path}, or give another --seed.")
             elapsed = time.monotonic() - start
-            history.append({"epoch": len(history) + 1, "phase": phase, "progress": min(1.0, progress(done + 1)),
-                            **row, "seconds": elapsed})
+            share = min(1.0, progress(done + 1))
+            history.append({"epoch": len(history) + 1, "phase": phase, "progress": share, **row,
+                            "seconds": elapsed})
             record(history_path, history)
             states = {name: part.state_dict() for name, part in parts.items()}
             save(checkpoint_path, {
