@@ -204,16 +204,17 @@ def grade(submissions: Annotated[list[Path] | None, Argument(help="zips, folders
 BirdModel = Annotated[Path | None, Option("--bird", help="the model of `bird.py train`")]
 VaeModel = Annotated[Path | None, Option("--vae", help="the model of `vae.py train`")]
 Mixture = Annotated[Path | None, Option("--gmm", help="its mixture, such as gmm_params.pkl")]
-Data = Annotated[Path | None, Option(help="photos and digits that the models have not seen, with their labels")]
+Data = Annotated[Path | None, Option(help="labelled photos and digits to show; best unseen in training")]
 RunFolder = Annotated[Path | None, Option(help="the folder of a training, for its curves")]
 
 
 @app.command()
 def page(bird: BirdModel = None, vae: VaeModel = None, gmm: Mixture = None, data: Data = None,
-         run: RunFolder = None, out: Annotated[Path, Option(help="the file to write")] = Path("page.html"),
+         run: RunFolder = None, out: Annotated[Path | None, Option(help="default: page.html, or page/")] = None,
          folder: Annotated[bool, Option("--folder", help="--out is a folder for a web server")] = False) -> None:
     """One HTML file in which a browser runs both models: to open, to mail, to put on any host."""
     from nestling.page import build
+    out = out or Path("page" if folder else "page.html")
     size = build.make_page(out, bird, vae, gmm, data, run, folder)
     say(f"{out}: {size / 1e6:.1f} MB")
 
@@ -224,10 +225,13 @@ def web(bird: BirdModel = None, vae: VaeModel = None, gmm: Mixture = None, data:
         host: Annotated[str, Option(help="0.0.0.0 shows it to the whole network")] = "127.0.0.1") -> None:
     """The same page from a server on this machine, with the curves of a running training as they grow."""
     from nestling.page import build, contents, serve
-    blocks, footer = build.gather(bird, vae, gmm, data, run)
+
+    def made() -> str:
+        blocks, footer = build.gather(bird, vae, gmm, data, run)
+        return build.html({"histories": {}} | blocks, footer, live=True)
+
     models = [path for path in (bird, vae) if path]
-    serve.serve(build.html({"histories": {}} | blocks, footer, live=True),
-                lambda: contents.histories(models, run), host, port)
+    serve.serve(made, lambda: contents.histories(models, run), host, port)
 
 
 def call(arguments: list[str] | None) -> int | None:

@@ -25,7 +25,7 @@ from nestling.page import build, contents
 def test_the_page_allows_its_own_scripts_and_nothing_else(site):
     text = site.page.read_text()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
-    assert policy.startswith("default-src 'none'; img-src data: blob:; worker-src blob:; script-src\n  'sha256-")
+    assert policy.startswith("default-src 'none'; img-src data:; worker-src blob:; script-src\n  'sha256-")
     assert "unsafe" not in policy
     assert "connect-src" not in policy
     assert not re.search(r"\son\w+=|style=", (build.HERE / "page.html").read_text())
@@ -58,9 +58,9 @@ def test_mistakes_are_those_of_predict(site):
     assert len(wrong) == (p.argmax(dim=1) != labels).sum()             # each mistake can be opened
 
 
-def test_samples_show_each_class_and_tell_no_metadata(site, tmp_path, few):
+def test_samples_show_each_class_and_tell_no_metadata(site, tmp_path):
     samples = site.blocks["samples"]
-    assert len(samples) == contents.SAMPLES
+    assert len(samples) == len({sample["name"] for sample in samples}) == contents.SAMPLES
     assert {sample["label"] for sample in samples} == set(site.net.extra["classes"])
     path = tmp_path / "photo.jpg"
     exif = Image.Exif()
@@ -68,8 +68,11 @@ def test_samples_show_each_class_and_tell_no_metadata(site, tmp_path, few):
     Image.open(site.photos[0]).resize((60, 30)).save(path, exif=exif)
     (sample,) = contents.samples([(path, 0)], ["a"])
     image = Image.open(io.BytesIO(base64.b64decode(sample["image"])))
-    assert image.size == (30, 60)                                      # turned as it says
+    assert image.size == (240, 480)                                    # turned as it says
     assert not image.getexif()
+    path.write_bytes(path.read_bytes().replace(b"where it was taken", b"where it was taken"[::-1]).replace(
+        b"MM\0*", b"II*\0"))                                           # damaged EXIF
+    assert len(list(contents.samples([(path, 0), (tmp_path / "gone.jpg", 0)], ["a"]))) == 1
 
 
 def test_points_are_latent_means_and_thumbnails(site):
@@ -93,10 +96,18 @@ def test_sprites_hold_their_thumbnails():
 def test_the_photos_of_a_run_are_those_it_validated_on(site, few, tmp_path):
     write_json(tmp_path / "config.json", {"program": "bird", "data": {"dataset": str(few)}, "config": {"seed": 3}})
     classes = site.net.extra["classes"]
-    found = contents.labelled_photos(classes, None, tmp_path)
+    found, name = contents.labelled_photos(classes, None, tmp_path)
+    assert name == "validation"
     paths = sorted(few.glob("*/*.jpg"))
     assert [path for path, _ in found] == [paths[i] for i in bird.load_data(few, 3).val]
     assert all(classes[label] == path.parent.name for path, label in found)
+
+
+@pytest.mark.parametrize("config", [[], {"program": "bird"}, {"program": "bird", "data": "x", "config": {"seed": 1}},
+                                    {"program": "vae", "data": {"dataset": "x"}, "config": {"seed": 0}}])
+def test_a_run_of_something_else_gives_no_photos(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps({"a": 1} | config if isinstance(config, dict) else {}))
+    assert contents.labelled_photos(["a"], tmp_path, tmp_path) == ([], "")
 
 
 def test_damaged_photos_and_foreign_classes_are_left_out(site, tmp_path):
@@ -105,7 +116,7 @@ def test_damaged_photos_and_foreign_classes_are_left_out(site, tmp_path):
     shutil.copy(site.photos[0], tmp_path / "birds" / "Another" / "y.jpg")
     site_class = tmp_path / "birds" / site.photos[0].parent.name
     (site_class / "broken.jpg").write_bytes(b"no photo")
-    found = contents.photos(site.net, contents.labelled_photos(site.net.extra["classes"], tmp_path, None))
+    found = contents.photos(site.net, *contents.labelled_photos(site.net.extra["classes"], tmp_path, None))
     assert found["mistakes"]["photos"] == len(site.photos)
 
 
@@ -163,13 +174,18 @@ def test_wrong_arguments_are_a_sentence(site, tmp_path, capsys):
             (["--gmm", gmm_path], "belong together"), (["--bird", vae_path], "is no model of this bird.py"),
             (["--bird", bird_path, "--data", "gone"], "gone is no folder"),
             (["--bird", bird_path, "--run", bird_path], "is no folder; name one with a training"),
-            (["--bird", bird_path, "--out", bird_path], "is read too"),
+            (["--bird", bird_path, "--out", bird_path], "exists and is no page"),
             (["--bird", bird_path, "--out", str(tmp_path)], "is a folder"),
             (["--bird", bird_path, "--folder", "--out", str(tmp_path / "taken")], "is not an empty folder")]:
         with pytest.raises(SystemExit) as done:
             cli.main(["page", *words])
         err = capsys.readouterr().err
         assert (done.value.code, sentence in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_data_that_holds_nothing_of_use_is_told(site, tmp_path, capsys):
+    build.make_page(tmp_path / "page.html", site.paths[0], data=tmp_path)
+    assert f"note: {tmp_path} holds no photos of the model's classes" in capsys.readouterr().err
 
 
 def test_nothing_but_the_command_and_its_bench_imports_the_page():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from playwright.sync_api import expect
 
+from nestling.page import build
 from vae import DigitDataset
 
 pytestmark = pytest.mark.slow
@@ -254,3 +255,14 @@ def test_the_picture_is_saved_with_the_walk(visit):
     width, height = page.locator("#plane").evaluate("c => [c.width, c.height]")
     with Image.open(download.value.path()) as image:
         assert image.size == (width, height + width // 9)
+
+
+def test_a_drawing_that_is_reconstructed_badly_is_doubted(visit, site, tmp_path):
+    """`site`'s random network reconstructs nothing: the error that is usual decides."""
+    for usual, doubted in ((0.0, True), (1.0, False)):
+        blocks = {**site.blocks, "points": {**site.blocks["points"], "error": usual}}
+        (tmp_path / "page.html").write_text(build.html(blocks, ""), "utf-8")
+        page = visit((tmp_path / "page.html").as_uri() + "#tab=digits")
+        page.locator("#ink").press("Space")
+        expect(page.locator("#reading")).to_contain_text("Read as")
+        assert ("it may be none of them" in page.locator("#reading").inner_text()) == doubted

@@ -106,10 +106,24 @@ def test_any_number_of_classes_with_any_names(visit, site, tmp_path, kinds, widt
     mistakes = {**given, "classes": names[:kinds], "photos": 3, "matrix": matrix, "worst": [0], "shown": [known]}
     (tmp_path / "page.html").write_text(build.html({"mistakes": mistakes}, ""), "utf-8")
     page = visit((tmp_path / "page.html").as_uri(), viewport={"width": width, "height": 800})
-    expect(page.locator("#matrix-title")).to_have_text("No mistakes in 3 photos")
+    expect(page.locator("#matrix-title")).to_have_text("No mistakes in 3 test photos")
     expect(page.locator("#show-wrong")).to_be_hidden()
     expect(page.locator("#gallery li b")).to_have_text("Höcker Schwan's \"<b>\"")
     page.locator("#matrix button").click()
     expect(page.locator("#gallery-title")).to_contain_text("recognised: the 1 least sure of 3 photos")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.locator("#gallery").bounding_box()["width"] > 300
+
+
+def test_a_mistake_opens_in_the_tab_of_the_birds(visit, site):
+    """With its label, and with the answer that the matrix counts."""
+    page = visit("#tab=mistakes&cell=all")
+    card = page.locator("#gallery li").first
+    says = re.search(r"the network says (.*),\s", card.inner_text()).group(1)
+    file = card.locator(".file").inner_text()
+    card.get_by_role("button").press("Enter")
+    expect(page.locator("#photo-caption")).to_contain_text(f"/{file}; its label says")
+    expect(page.locator("#species-hint")).to_contain_text("Click a species")
+    expect(page.locator("#answer")).to_contain_text(says)
+    page.go_back()
+    expect(page.locator("#mistakes")).to_be_visible()

@@ -1,6 +1,7 @@
 """The tab of the trainings, and the server behind `nestling web`."""
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ from nestling.page import build, contents, serve
 
 @contextmanager
 def serving(page, histories, port=0, host="127.0.0.1"):
-    with serve.server(page, histories, host, port) as running:
+    with serve.server(lambda: page, histories, host, port) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
@@ -189,20 +190,22 @@ def test_no_client_stops_the_server(capfd):
 
 def test_an_address_that_cannot_be_had_is_one_sentence():
     with serving("page", dict) as port, pytest.raises(UserError, match=f"127.0.0.1:{port} cannot be listened on"):
-        serve.server("page", dict, "127.0.0.1", port)
+        serve.server(str, dict, "127.0.0.1", port)
     for host, port in (("nowhere.invalid", 0), ("a..b", 0), ("127.0.0.1", 99999)):
         with pytest.raises(UserError, match="give another --port or --host"):
-            serve.server("page", dict, host, port)
+            serve.server(str, dict, host, port)
 
 
-def test_ctrl_c_ends_it():
-    code = "from nestling import files; from nestling.page import serve; import sys;" \
-           "sys.exit(files.run(serve.serve, 'page', dict, '0.0.0.0', 0))"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+@pytest.mark.slow
+def test_the_command_serves_a_run_until_ctrl_c(tmp_path):
+    words = "-m", "nestling.cli", "web", "--run", str(tmp_path), "--host", "0.0.0.0", "--port", "0"
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
     address = process.stdout.readline().split()[0]
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
-    assert urllib.request.urlopen(address).read() == b"page"
+    assert b'id="data-histories"' in urllib.request.urlopen(address).read()
+    write_history(tmp_path / "bird.history.jsonl", bird_rows(2))       # a training begins
+    assert json.loads(urllib.request.urlopen(f"{address}history.json").read())["bird"]["rows"] == bird_rows(2)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "\nstopped.\n")
-    assert process.returncode == 130
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in err) == (130, False)

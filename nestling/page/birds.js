@@ -7,14 +7,20 @@ const EDGE = 0.05, CLOSE = 0.7;              // of the photo's side: cut off at 
 function startWorker(model, failed) {
   const source = new Blob([$("nets").textContent, $("worker").textContent], {type: "text/javascript"});
   const worker = new Worker(URL.createObjectURL(source)), asked = new Map();
-  let serial = 0;
-  worker.onerror = event => { event.preventDefault(); failed(event.message); };
+  let serial = 0, dead = "";
+  worker.onerror = event => {
+    event.preventDefault();
+    dead = event.message || "its worker has ended";
+    for (const [, refused] of asked.values()) refused(dead);
+    failed(dead);
+  };
   worker.onmessage = ({data: {id, answer, error}}) => {
     const [done, refused] = asked.get(id);
     asked.delete(id);
     if (error) refused(error); else done(answer);
   };
   const ask = (what, given = {}) => new Promise((done, refused) => {
+    if (dead) { refused(dead); return; }
     asked.set(++serial, [done, refused]);
     worker.postMessage({id: serial, what, ...given});
   });
@@ -38,10 +44,11 @@ function setUpBirds(model, samples) {
   // ---------------------------------------- photos come in
 
   async function add(files, sample = false) {          // [{blob, name, label}]
-    const failed = [];
-    if (files.length > MOST_PHOTOS) failed.push(`Only ${MOST_PHOTOS} of the ${files.length} files are opened.`);
+    const failed = [], room = MOST_PHOTOS - photos.filter(each => !each.sample).length;
+    if (files.length > room) failed.push(`Only ${room} of ${files.length} files are opened: remove your photos.`);
+    if (!sample) complain("");
     let first = null;
-    for (const {blob, name, label} of files.slice(0, MOST_PHOTOS)) {
+    for (const {blob, name, label} of files.slice(0, room)) {
       try {
         const {canvas, ...large} = await decode(blob, name);
         const photo = {name, label, sample, canvas, pixels: await ask("squash", large)};
@@ -50,11 +57,12 @@ function setUpBirds(model, samples) {
         first ??= photo;
         if (first === photo && !sample) open(photo);
         else work();
+        tellProgress();
       } catch (error) {
         failed.push(typeof error === "string" ? error : `${name} cannot be opened here (${error.message}).`);
       }
     }
-    if (!sample) complain(failed.join(" "));
+    if (failed.length) complain([$("photo-error").textContent, ...failed].join(" ").trim());
     return first;
   }
 
@@ -68,8 +76,26 @@ function setUpBirds(model, samples) {
     $("strip").insertBefore(photo.button, photo.sample ? null : photos.find(each => each.sample)?.button ?? null);
   }
 
+  function remove() {                        // the visitor's own photos
+    for (const photo of photos.filter(each => !each.sample)) photo.button.remove();
+    photos.splice(0, photos.length, ...photos.filter(each => each.sample));
+    complain("");
+    tellProgress();
+    $("bench").hidden = !photos.length;
+    if (photos.length) open(photos[0]);
+    else current = null;
+    $("pick").focus();
+  }
+
+  function tellProgress() {
+    const own = photos.filter(each => !each.sample), done = own.filter(each => each.final || each.failed);
+    $("progress").textContent = own.length > 1 ? `${done.length} of ${own.length} photos answered` : "";
+    $("remove").hidden = !own.length;
+  }
+
   function open(photo) {
     current = photo;
+    leaveOut("birds", photo.sample ? "" : "your photo");
     for (const each of photos) each.button.setAttribute("aria-pressed", String(each === photo));
     $("bench").hidden = false;
     remember({photo: photo.sample ? photo.name : ""});
@@ -90,6 +116,7 @@ function setUpBirds(model, samples) {
         complain(`The network cannot read ${job.photo.name} here (${error}).`);
       }
       draw();
+      tellProgress();
     }
     busy = false;
   }
@@ -147,7 +174,8 @@ function setUpBirds(model, samples) {
     $("opacity").value = opacity();
     $("compare").value = beside >= 0 ? beside : "";
     $("answer").textContent = p ? sentence(hidden?.probabilities || p) : "Looking …";
-    $("species-hint").textContent = !p ? "" : hidden ? "With the cover, one look; the marks are without it."
+    $("species-hint").textContent = !p ? "" : hidden
+      ? "One look at the covered photo; the ticks mark the same look without the cover."
       : current.final ? "Click a species to see where the network finds it."
       : "First look; the answer follows …";
     bars($("species"), ranked.slice(0, 10).map(k => ({
@@ -218,6 +246,7 @@ function setUpBirds(model, samples) {
   }
 
   function setCover(to) {                    // null: none
+    if (!to) covered = null;
     cover = to && {x: clamp(to.x, 0, 1), y: clamp(to.y, 0, 1), side: clamp(to.side, 0.05, 1)};
     remember({cover: cover && [cover.x, cover.y, cover.side].map(v => v.toFixed(3)).join(",")});
     place();
@@ -250,9 +279,11 @@ function setUpBirds(model, samples) {
 
   // ---------------------------------------- controls
 
-  const given = list => [...list].map(file => ({blob: file, name: file.name || "The pasted picture"}));
   for (const id of ["pick", "camera"]) {
-    $(id).addEventListener("change", event => { add(given(event.target.files)); event.target.value = ""; });
+    $(id).addEventListener("change", event => {
+      add([...event.target.files].map(file => ({blob: file, name: file.name})));
+      event.target.value = "";
+    });
   }
   classes.forEach((_, k) => $("compare").append(el("option", {value: k}, names[k])));
   $("compare").addEventListener("change", event => {
@@ -260,6 +291,7 @@ function setUpBirds(model, samples) {
     draw();
   });
   $("opacity").addEventListener("input", event => { remember({heat: event.target.value}); draw(); });
+  $("remove").addEventListener("click", remove);
   $("save-photo").addEventListener("click", () => {
     if (current) download(poster(), `${current.name.replace(/\.\w+$/, "")}.nestling.png`);
   });
@@ -300,22 +332,33 @@ function setUpBirds(model, samples) {
   const ready = add((samples || []).map(({name, label, image}) => (
     {blob: new Blob([bytes(image)], {type: "image/jpeg"}), name, label})), true);
   const update = async () => {
-    const asked = numbers("cover", 3);
+    const asked = (state.photo || current) && numbers("cover", 3);       // no cover of a photo that is not there
     setCover(asked && {x: asked[0], y: asked[1], side: asked[2]});
     const first = await ready, linked = photos.find(photo => photo.sample && photo.name === state.photo);
     if (linked || (first && !current)) open(linked || first); else draw();
   };
-  return Object.assign(update, {add: list => add(given(list))});
+  return Object.assign(update, {add, complain, find: name => photos.find(each => each.name === name), open});
 }
 
 tab("birds", ["bird-model", "samples"], setUpBirds);
 
+// Shows a photo that another tab has: its pixels in a canvas, its name and its label.
+async function openInBirds(canvas, name, label) {
+  await go("birds");
+  const {add, find, open} = tabs.birds.update;
+  remember({species: "", beside: ""});
+  if (find(name)) open(find(name));
+  else canvas.toBlob(blob => add([{blob, name, label}]));
+  reveal($("answer"));
+}
+
 // Files that are dropped or pasted anywhere on the page, which the browser would leave for a dropped one.
 async function receive(event, files) {
-  if (!files?.length || !tabs.birds) return;
+  if (!tabs.birds || (!files?.length && event.type === "paste")) return;
   event.preventDefault();
-  await show("birds");
-  tabs.birds.update?.add(files);
+  await go("birds");
+  if (!files?.length) tabs.birds.update.complain("That is no file; save the picture first, then drop its file.");
+  else tabs.birds.update.add([...files].map(file => ({blob: file, name: file.name || "The pasted picture"})));
 }
 addEventListener("dragover", event => { event.preventDefault(); $("drop").classList.add("over"); });
 addEventListener("dragleave", () => $("drop").classList.remove("over"));

@@ -14,7 +14,7 @@ from torch import nn
 
 import bird
 import vae
-from nestling.files import UserError, check_outputs, finite, whole_folder, write_atomic
+from nestling.files import UserError, check_outputs, finite, say, whole_folder, write_atomic
 from nestling.page import contents
 from nestling.page.export import export_bird, export_vae
 
@@ -32,7 +32,9 @@ def make_page(out: Path, bird_path: Path | None = None, vae_path: Path | None = 
     """
     given = bird_path, vae_path, gmm_path, data, run
     if not folder:
-        check_outputs([out], [path for path in given[:3] if path])
+        if out.is_file() and out.read_bytes()[:15] != b"<!DOCTYPE html>":
+            raise UserError(f"{out} exists and is no page; name another file to write.")
+        check_outputs([out])
         write_atomic(out, page := html(*gather(*given)).encode())
         return len(page)
     with whole_folder(out) as part:
@@ -53,17 +55,28 @@ def gather(bird_path: Path | None, vae_path: Path | None, gmm_path: Path | None,
     if bool(vae_path) != bool(gmm_path):
         raise UserError("--vae and --gmm belong together; name the two files that one training saved.")
     if not (bird_path or vae_path or run):
-        raise UserError("a page needs a model; give --bird bird.pth, or --vae vae.pth and --gmm gmm_params.pkl.")
+        raise UserError("a page needs a model; give --bird bird.pth, --vae vae.pth with --gmm gmm_params.pkl, or "
+                        "--run RUN.")
     for folder, what in ((data, "photos, or with train.npz and test.npz"), (run, "a training")):
         if folder and not folder.is_dir():
             raise UserError(f"{folder} is no folder; name one with {what}.")
+    try:
+        return gathered(bird_path, vae_path, gmm_path, data, run)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); name another.") from error
+
+
+def gathered(bird_path: Path | None, vae_path: Path | None, gmm_path: Path | None, data: Path | None,
+             run: Path | None) -> tuple[Blocks, str]:
+    """What `gather` returns, of arguments that fit together."""
     blocks: Blocks = {}
     facts = []
     if bird_path:
         net = bird.load_model(bird_path)
         blocks["bird-model"] = export_bird(net)
-        if found := contents.labelled_photos(net.extra["classes"], data, run):
-            blocks |= contents.photos(net, found)
+        found, name = contents.labelled_photos(net.extra["classes"], data, run)
+        if found:
+            blocks |= contents.photos(net, found, name)
         facts.append(fact("Birds", net, bird_path))
     if vae_path and gmm_path:
         coder = vae.load_model(vae_path)
@@ -73,13 +86,16 @@ def gather(bird_path: Path | None, vae_path: Path | None, gmm_path: Path | None,
         facts.append(fact("Digits", coder, vae_path))
     if (trained := contents.histories([path for path in (bird_path, vae_path) if path], run)) or run:
         blocks["histories"] = trained
+    if data and not {"mistakes", "points"} & set(blocks):
+        say(f"note: {data} holds no photos of the model's classes, and no train.npz or test.npz.", "stderr")
     return blocks, " ".join(facts)
 
 
 def fact(title: str, net: nn.Module, path: Path) -> str:
     """What the footer says of a model: its size, its file and that file's digest."""
     parameters, digest = sum(p.numel() for p in net.parameters()), hashlib.sha256(path.read_bytes()).hexdigest()
-    return f"{title}: {path.name} (SHA-256 {digest[:12]}), {parameters:,} parameters."
+    name = path.name.encode(errors="replace").decode()     # a name may hold bytes that are no letters
+    return f"{title}: {name} (SHA-256 {digest[:12]}), {parameters:,} parameters."
 
 
 def html(blocks: Blocks, footer: str, files: bool = False, live: bool = False) -> str:

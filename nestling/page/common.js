@@ -35,6 +35,10 @@ function later(work) {                       // at most once a frame, with the n
   };
 }
 
+function reveal(element) {
+  element.scrollIntoView({behavior: still.matches ? "auto" : "smooth", block: "nearest"});
+}
+
 function download(canvas, name) {            // as PNG
   canvas.toBlob(blob => {
     const link = el("a", {href: URL.createObjectURL(blob), download: name});
@@ -125,10 +129,14 @@ function remember(change) {                  // empty values are left out
   writing = setTimeout(writeState, 300);     // browsers refuse many changes in a short time
 }
 
-function writeState() {
-  const kept = Object.entries(state).filter(([, value]) => value !== "" && value !== null);
-  history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
+function fragment() {
+  return `#${new URLSearchParams(Object.entries(state).filter(([, value]) => value !== "" && value !== null))}`;
 }
+
+function writeState() { history.replaceState(null, "", fragment()); }
+
+// Says in a tab what its link does not hold, such as "your photo"; "" if nothing.
+function leaveOut(name, what) { $(name).dataset.leftOut = what; }
 
 // Numbers of the state, such as z=0.5,-1; null where there are not `n` of them.
 function numbers(key, n) {
@@ -146,7 +154,16 @@ function tab(name, needs, setUp) {
   if ($(`data-${needs[0]}`)) tabs[name] = {needs, setUp, update: null, ready: null};
 }
 
+function go(name) {                          // as `show`, and the browser's way back leads to the tab before
+  if (state.tab === name) return tabs[name].ready;
+  writeState();
+  state.tab = name;
+  history.pushState(null, "", fragment());
+  return show(name);
+}
+
 async function show(name) {
+  $("live").textContent = "";
   for (const each of Object.keys(tabs)) {
     const button = $(`tab-${each}`), chosen = each === name;
     button.setAttribute("aria-selected", String(chosen));

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 import bird
@@ -23,8 +24,10 @@ from nestling.explain.gradcam import grad_cam
 from nestling.files import UserError, read_json
 
 MOST_PHOTOS, MOST_POINTS, SAMPLES, WORST = 600, 2000, 12, 24
+MOST_MISTAKES = 200
+MOST_BYTES = 10e6                      # of a history
 RIGHT = 6                              # photos behind a cell of the confusion matrix's diagonal
-COLUMNS = {144: 10, 14: 50}            # of a sprite, by the side of its thumbnails
+COLUMNS = {bird.STORED: 12, 14: 50}    # of a sprite, by the side of its thumbnails
 Photo = tuple[Path, int]               # and its label
 
 
@@ -52,19 +55,18 @@ def evenly(items: list[Any], most: int) -> list[Any]:
 
 # ------------------------------------------------------ photos
 
-def labelled_photos(classes: list[str], data: Path | None, run: Path | None) -> list[Photo]:
-    """Those of the model's classes below DATA, or else those that the training of RUN validated on."""
-    if data:
-        for folder in (data / "test", data, data / "birds" / "test", data / "birds"):
-            if any((folder / name).is_dir() for name in classes):
-                return of_classes(folder, classes)
-    elif run and (run / "config.json").is_file():
-        asked = read_json(run / "config.json", "program", "data", "config")
-        if asked["program"] == "bird":
-            folder = Path(asked["data"]["dataset"])
-            photos = of_classes(folder, classes)
-            return [photos[i] for i in bird.load_data(folder, asked["config"]["seed"]).val]
-    return []
+def labelled_photos(classes: list[str], data: Path | None, run: Path | None) -> tuple[list[Photo], str]:
+    """Those of the model's classes below DATA, or else those that the training of RUN validated on; the set's name."""
+    folders = [data / "test", data, data / "birds" / "test", data / "birds"] if data else []
+    for folder in folders:
+        if any((folder / name).is_dir() for name in classes):
+            return of_classes(folder, classes), "test"
+    if run and (run / "config.json").is_file():
+        match read_json(run / "config.json"):
+            case {"program": "bird", "data": {"dataset": str(dataset)}, "config": {"seed": int(seed)}}:
+                photos = of_classes(Path(dataset), classes)
+                return [photos[i] for i in bird.load_data(Path(dataset), seed).val], "validation"
+    return [], ""
 
 
 def of_classes(folder: Path, classes: list[str]) -> list[Photo]:
@@ -73,8 +75,11 @@ def of_classes(folder: Path, classes: list[str]) -> list[Photo]:
             if name in classes and not bird.hidden(path, folder)]
 
 
-def photos(net: bird.BirdNet, found: list[Photo]) -> dict[str, Any]:
-    """Samples to try, and what the network makes of up to 600 photos: counts, mistakes, worst ones."""
+def photos(net: bird.BirdNet, found: list[Photo], name: str) -> dict[str, Any]:
+    """Samples to try, and what the network makes of up to 600 photos: counts, mistakes, worst ones.
+
+    name: of the set that they are from.
+    """
     classes: list[str] = net.extra["classes"]
     found = evenly(found, MOST_PHOTOS)
     pixels, aspect, broken = bird.decode([path for path, _ in found], "left out of the page")
@@ -87,15 +92,15 @@ def photos(net: bird.BirdNet, found: list[Photo]) -> dict[str, Any]:
     matrix = torch.zeros(len(classes), len(classes), dtype=torch.long)
     matrix.index_put_((labels, predicted), torch.tensor(1), accumulate=True)
     worst = loss.argsort(descending=True, stable=True)[:WORST].tolist()
-    unsure = [i for k in range(len(classes)) for i in worst_of(loss, (labels == k) & (predicted == k))]
-    wrong = (predicted != labels).nonzero()[:, 0].tolist()
+    unsure = [i for k in range(len(classes)) for i in worst_of(loss, (labels == k) & (predicted == k), RIGHT)]
+    wrong = worst_of(loss, predicted != labels, MOST_MISTAKES)
     shown = sorted({*wrong, *worst, *unsure})
     heat = heat_maps(net, pixels[shown], predicted[shown])
-    thumbnails = bird.resize(pixels[shown], 144).permute(0, 2, 3, 1).contiguous().numpy()
+    heat = (255 * heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)).round().byte()
     mistakes = {
-        "classes": classes, "photos": len(found), "matrix": matrix.tolist(),
+        "classes": classes, "set": name, "photos": len(found), "matrix": matrix.tolist(),
         "worst": [shown.index(i) for i in worst], "h": heat.shape[1], "w": heat.shape[2],
-        **sprite(thumbnails, "jpeg", quality=80),
+        **sprite(pixels[shown].permute(0, 2, 3, 1).numpy(), "jpeg", quality=85),
         "shown": [{"file": found[i][0].name, "aspect": round(float(aspect[i]), 3), "label": int(labels[i]),
                    "predicted": int(predicted[i]), "p": round(float(p[i, predicted[i]]), 4),
                    "p_label": round(float(p[i, labels[i]]), 4), "loss": round(float(loss[i]), 3),
@@ -107,32 +112,33 @@ def photos(net: bird.BirdNet, found: list[Photo]) -> dict[str, Any]:
     return {"samples": list(samples([found[i] for i in chosen], classes)), "mistakes": mistakes}
 
 
-def worst_of(loss: Tensor, among: Tensor) -> list[int]:
+def worst_of(loss: Tensor, among: Tensor, most: int) -> list[int]:
     """The rows of highest loss among some."""
     rows = among.nonzero()[:, 0]
-    return rows[loss[rows].argsort(descending=True, stable=True)][:RIGHT].tolist()
+    return rows[loss[rows].argsort(descending=True, stable=True)][:most].tolist()
 
 
 @torch.no_grad()
 def heat_maps(net: bird.BirdNet, pixels: Tensor, target: Tensor) -> Tensor:
-    """Grad-CAM (N, h, w) uint8 of `predict`'s first view, each a share of its own peak."""
+    """Grad-CAM (N, h, w) of `predict`'s first view."""
     edge, maps = pixels.shape[-1] // 20, []
     for batch, classes in zip(pixels.split(64), target.split(64), strict=True):
         x = bird.resize(batch[:, :, edge:-edge, edge:-edge], net.extra["size"]).float() / 255
         maps.append(grad_cam(net, x, classes))
-    heat = torch.cat(maps)
-    return (255 * heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)).round().byte()
+    return torch.cat(maps)
 
 
-def samples(chosen: list[Photo], classes: list[str]) -> Iterator[dict[str, str]]:
-    """Photos to try, as small JPEGs without the metadata of the originals."""
+def samples(chosen: list[Photo], classes: list[str], side: int = 480) -> Iterator[dict[str, str]]:
+    """Photos to try, as small JPEGs without the metadata of the originals; damaged ones are left out."""
     for path, label in chosen:
-        with contextlib.suppress(OSError, ValueError), Image.open(path) as image:  # damaged ones are left out
-            image.draft("RGB", (640, 640))
-            small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((480, 480))
-            small.info = {}
-            yield {"name": path.name, "label": classes[label], "image": encoded(small, "jpeg", quality=85)}
+        pixels = np.empty((3, side, side), np.uint8)
+        with warnings.catch_warnings(action="ignore"):     # of damaged EXIF
+            aspect = bird.decode_image(path, pixels)
+        if isinstance(aspect, float):
+            width, height = max(1, round(side * min(1, aspect))), max(1, round(side * min(1, 1 / aspect)))
+            small = Image.fromarray(pixels.transpose(1, 2, 0)).resize((width, height))
+            yield {"name": f"{classes[label]}/{path.name}", "label": classes[label],
+                   "image": encoded(small, "jpeg", quality=85)}
 
 
 # ------------------------------------------------------ digits
@@ -140,7 +146,8 @@ def samples(chosen: list[Photo], classes: list[str]) -> Iterator[dict[str, str]]
 def points(net: vae.VAE, data: Path) -> dict[str, Any] | None:
     """Up to 2,000 images of train.npz and test.npz in DATA or DATA/digits, with their latent means.
 
-    A label of -1 is unknown. None where there is no such file.
+    A label of -1 is unknown. error: mean squared error that 99 % of the reconstructions do not exceed. None where
+    there is no such file.
     """
     paths = [folder / name for folder in (data, data / "digits") for name in ("train.npz", "test.npz")]
     sets = [vae.DigitDataset(path) for path in paths if path.is_file()]
@@ -149,10 +156,12 @@ def points(net: vae.VAE, data: Path) -> dict[str, Any] | None:
     images = torch.cat([each.images for each in sets])
     labels = torch.cat([torch.full((len(each),), -1) if each.labels is None else each.labels for each in sets])
     rows = evenly(list(range(len(images))), MOST_POINTS)
-    images, labels = images[rows], labels[rows]
+    images, labels, z = images[rows], labels[rows], vae.latent_means(net, images[rows])
+    with torch.no_grad():
+        error = (net.cpu().decode(z) - images).square().mean(dim=(1, 2)).quantile(0.99)
     thumbnails = (255 * F.avg_pool2d(images[:, None], 2)[:, 0]).round().byte().numpy()
-    z = vae.latent_means(net, images).double().numpy().round(4)
-    return {"z": z.tolist(), "labels": labels.tolist(), **sprite(thumbnails, "png", optimize=True)}
+    return {"z": z.double().numpy().round(4).tolist(), "labels": labels.tolist(), "error": float(error),
+            **sprite(thumbnails, "png", optimize=True)}
 
 
 # ------------------------------------------------------ trainings
@@ -167,6 +176,8 @@ def histories(models: list[Path], run: Path | None) -> dict[str, Any]:
     found = []
     for path in paths:
         with contextlib.suppress(UserError, OSError):      # it may vanish meanwhile
+            if path.stat().st_size > MOST_BYTES:
+                continue
             written, name = path.stat().st_mtime, path.name.removesuffix(".history.jsonl")
             if rows := runs.history_of(path.with_name(f"{name}.pth")):
                 running = path.with_name(f"{name}.checkpoint.pt").is_file()

@@ -125,13 +125,17 @@ async function setUpDigits(model, points) {
   }
 
   function fix() {                           // the point, as an end of a walk; the third begins another one
+    const [x, y] = view.toScreen(walk[0] || kept), [u, v] = view.toScreen(kept);
+    if (walk.length === 1 && Math.hypot(x - u, y - v) < 6) return;       // a double click
     walk = walk.length === 1 ? [walk[0], kept] : [kept];
     showWalk();
     say($("walk-text").textContent);
+    if (walk.length === 2) reveal($("walk"));
   }
 
   function drop() {
     walk = [];
+    canvas.focus();
     showWalk();
     say("The walk is dropped.");
   }
@@ -185,7 +189,7 @@ async function setUpDigits(model, points) {
   dark.addEventListener("change", group);
   new ResizeObserver(draw).observe(canvas);
 
-  setUpInk(net, result => { drawn = result; draw(); });
+  setUpInk(net, points?.error, result => { drawn = result; draw(); });
   return () => {                             // as `state` says
     const at = (key, n) => numbers(key, n)?.map(value => clamp(value, -100, 100));
     const ends = at("walk", 4) || at("walk", 2) || [], part = numbers("view", 3);

@@ -1,13 +1,14 @@
 // ------------------------------------------------------ digits: a canvas to draw one on
 
+// usual: the mean squared error that 99 % of the data's reconstructions do not exceed, if known.
 // placed({mu, sigma}), or placed(null) for an empty canvas, is called after each change.
-function setUpInk(net, placed) {
+function setUpInk(net, usual, placed) {
   const SIDE = 280, WIDTH = 26, {mixture} = net;
   const digits = new Intl.ListFormat("en", {type: "disjunction"}).format(
     [...mixture.digits].sort((a, b) => a - b).map(a));
   const canvas = $("ink"), context = canvas.getContext("2d", {willReadFrequently: true});
   let strokes = [], stroke = null;           // of points; the one of a pressed pointer, {id, points}
-  let pen = [SIDE / 2, SIDE / 2], down = false;            // of the keyboard
+  let pen = [SIDE / 2, SIDE / 2], down = false, note = "";           // of the keyboard; what became of it
 
   function paint() {
     context.fillStyle = "#000";
@@ -58,20 +59,27 @@ function setUpInk(net, placed) {
     $("reading").textContent = `The canvas is empty: draw ${digits} on it.`;
     $("drawn-place").textContent = "";
     $("drawn-components").replaceChildren();
+    $("drawn-title").hidden = true;
+    leaveOut("digits", "");
     placed(null);
   }
 
   function answer(x) {                       // to a drawing as MNIST shows it
     const {mu, sigma} = net.encode(x), {shares, digit, share} = classify(mixture, mu);
+    const made = net.decode(mu), error = x.reduce((sum, value, i) => sum + (value - made[i]) ** 2, 0) / x.length;
     drawGrey($("seen"), x);
-    drawGrey($("rebuilt"), net.decode(mu));
-    $("reading").textContent = `Read as ${digit}, ${percent(share)}.`;
+    drawGrey($("rebuilt"), made);
+    $("reading").textContent = `Read as ${digit}, ${percent(share)}.${error > usual
+      ? " But it is reconstructed worse than 99\u00a0% of the digits here: it may be none of them." : ""}`;
+    $("drawn-title").hidden = false;
+    leaveOut("digits", "the drawing");
     const deviations = sigma.map(value => value.toPrecision(2)).join(" and ");
     $("drawn-place").textContent =
       `It lies at ${coordinates(mu)} in the plane, with standard deviations of ${deviations}.`;
     componentBars($("drawn-components"), mixture, shares);
     placed({mu, sigma});
-    say($("reading").textContent);
+    say(`${note} ${$("reading").textContent}`);
+    note = "";
   }
 
   function change(to) {                      // the strokes, but for the one that grows
@@ -118,7 +126,7 @@ function setUpInk(net, placed) {
     } else if (event.key === " ") {
       down = !down;
       if (down) strokes.push([pen]);
-      say(down ? "The pen is down." : "The pen is up.");
+      say(note = down ? "The pen is down." : "The pen is up.");
     } else return;
     event.preventDefault();
     read();

@@ -57,15 +57,24 @@ async function setUpMistakes(mistakes) {
     const {aspect, label, predicted, p, p_label, loss, heat, file} = shown[i], hit = label === predicted;
     const canvas = cut(i), verdict = hit ? "✓ recognised" : `✗ the network says ${names[predicted]}`;
     canvas.style.aspectRatio = clamp(aspect, 0.6, 1.7);
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `A photo of ${names[label]}`);
     if ($("gallery-heat").checked) {
       drawHeat(canvas.getContext("2d"), Array.from(bytes(heat), v => v / 255), h, w, 0.65);
     }
-    return el("li", {}, canvas, el("b", {title: names[label]}, names[label]),
+    const open = () => openInBirds(unsquashed(i), `${mistakes.classes[label]}/${file}`, mistakes.classes[label]);
+    const words = `Open this photo of ${names[label]} in the tab of the birds`;
+    return el("li", {}, el("button", {"aria-label": words, title: words, onclick: open}, canvas),
+      el("b", {title: names[label]}, names[label]),
       el("p", {class: hit ? null : "wrong", title: verdict}, `${verdict}, ${percent(p)}`),
       el("p", {class: "dim"}, hit ? "" : `the right species ${percent(p_label)}; `, `loss ${loss.toFixed(2)}`),
       el("p", {class: "dim file", title: file}, file));
+  }
+
+  function unsquashed(i) {                   // the photo in its own aspect ratio
+    const small = cut(i), {aspect} = shown[i], side = 2 * small.width;
+    const canvas = el("canvas", {
+      width: Math.max(1, side * Math.min(1, aspect)), height: Math.max(1, side * Math.min(1, 1 / aspect))});
+    canvas.getContext("2d").drawImage(small, 0, 0, canvas.width, canvas.height);
+    return canvas;
   }
 
   const fill = () => $("gallery").replaceChildren(...listed.map(card));
@@ -76,7 +85,9 @@ async function setUpMistakes(mistakes) {
     listed = worst;
     if (all) {
       listed = byLoss(photo => photo.label !== photo.predicted);
-      title = wrong === 1 ? "The one mistake" : `All ${wrong} mistakes, the highest loss first`;
+      title = wrong === 1 ? "The one mistake"
+        : listed.length < wrong ? `The ${listed.length} mistakes of highest loss, of ${wrong}`
+        : `All ${wrong} mistakes, the highest loss first`;
     } else if (pressed) {
       const [i, j] = place(pressed), n = matrix[i][j];
       listed = byLoss(photo => photo.label === i && photo.predicted === j);
@@ -102,8 +113,8 @@ async function setUpMistakes(mistakes) {
   }
 
   $("matrix-title").textContent = wrong
-    ? `${wrong} of ${count(photos, "photo")} mistaken: accuracy ${percent(right / photos)}`
-    : `No mistakes in ${count(photos, "photo")}`;
+    ? `${wrong} of ${count(photos, `${mistakes.set} photo`)} misclassified: accuracy ${percent(right / photos)}`
+    : `No mistakes in ${count(photos, `${mistakes.set} photo`)}`;
   $("show-worst").textContent = `Highest loss (${worst.length})`;
   $("show-wrong").textContent = `Mistakes (${wrong})`;
   $("show-wrong").hidden = !wrong;

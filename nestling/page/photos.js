@@ -52,7 +52,7 @@ async function decode(blob, name) {
   if (w * h > MOST_PIXELS) throw `${name} has ${w} × ${h} pixels, too many to open here; make it smaller first.`;
   let image;
   try {
-    image = await createImageBitmap(blob);   // turned as EXIF says
+    image = await createImageBitmap(blob, {colorSpaceConversion: "none"});    // as Pillow; turned as EXIF says
   } catch {
     throw `${name} is no photo that this browser can read; try a JPEG, PNG or WebP file.`;
   }

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import cache
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
@@ -18,9 +19,10 @@ from urllib.parse import urlsplit
 from nestling.files import UserError, finite, say
 
 
-def serve(page: str, histories: Callable[[], dict[str, Any]], host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Answers until Ctrl-C."""
-    with server(page, histories, host, port) as running:
+def serve(page: Callable[[], str], histories: Callable[[], dict[str, Any]], host: str, port: int) -> None:
+    """Answers until Ctrl-C. The page is made once the address is had."""
+    with server(cached := cache(page), histories, host, port) as running:
+        cached()
         address, port = running.socket.getsockname()[:2]
         usable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
         also = "" if usable == address else ", and to other machines under this one's address"
@@ -28,14 +30,15 @@ def serve(page: str, histories: Callable[[], dict[str, Any]], host: str = "127.0
         running.serve_forever()
 
 
-def server(page: str, histories: Callable[[], dict[str, Any]], host: str, port: int) -> ThreadingTCPServer:
+def server(page: Callable[[], str], histories: Callable[[], dict[str, Any]], host: str,
+           port: int) -> ThreadingTCPServer:
     """GET / is the page, GET /history.json what `histories` returns by then; there is nothing else.
 
     On a loopback address only requests that name one are answered: a foreign site whose name a DNS server maps to
     127.0.0.1 reads nothing.
     """
     answers: dict[str, tuple[str, Callable[[], str]]] = {
-        "/": ("text/html; charset=utf-8", lambda: page),
+        "/": ("text/html; charset=utf-8", page),
         "/history.json": ("application/json", lambda: json.dumps(finite(histories()), allow_nan=False))}
 
     class Handler(BaseHTTPRequestHandler):             # of HTTP/1.0: a connection, and its thread, ends by itself
@@ -76,7 +79,8 @@ def server(page: str, histories: Callable[[], dict[str, Any]], host: str, port: 
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{host}:{port} cannot be listened on ({reason}); give another --port or --host.") from error
-    private = ipaddress.ip_address(running.socket.getsockname()[0]).is_loopback
+    address = ipaddress.ip_address(running.socket.getsockname()[0])
+    private = (getattr(address, "ipv4_mapped", None) or address).is_loopback
     return running
 
 

@@ -43,7 +43,7 @@ function chart([title, unit, lines], rows, width, pick) {
   const height = 224, left = 46, right = 12, top = 24, bottom = 38;
   const used = rows.filter(row => drawable(lines, row));
   const values = used.flatMap(row => lines.map(([key]) => row[key])).filter(Number.isFinite);
-  let low = Math.min(...values), high = Math.max(...values);
+  let low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
   const pad = 0.05 * (high - low) || 0.5 * Math.abs(high) || 0.5;
   low -= pad; high += pad;
   const first = used[0].epoch, last = Math.max(used.at(-1).epoch, first + 1);
