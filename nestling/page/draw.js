@@ -69,13 +69,14 @@ function setUpInk(net, usual, placed) {
     const made = net.decode(mu), error = x.reduce((sum, value, i) => sum + (value - made[i]) ** 2, 0) / x.length;
     drawGrey($("seen"), x);
     drawGrey($("rebuilt"), made);
-    $("reading").textContent = `Read as ${digit}, ${percent(share)}.${error > usual
-      ? " But it is reconstructed worse than 99\u00a0% of the digits here: it may be none of them." : ""}`;
+    $("reading").textContent = `Read as ${digit}, ${percent(share)}.`;
     $("drawn-title").hidden = false;
     leaveOut("digits", "the drawing");
     const deviations = sigma.map(value => value.toPrecision(2)).join(" and ");
     $("drawn-place").textContent =
-      `It lies at ${coordinates(mu)} in the plane, with standard deviations of ${deviations}.`;
+      `It lies at ${coordinates(mu)} in the plane, with standard deviations of ${deviations}. The mean squared `
+      + `error of its reconstruction is ${error.toFixed(3)}${
+        error > usual ? ", more than for 99\u00a0% of the digits here: it may be none of them" : ""}.`;
     componentBars($("drawn-components"), mixture, shares);
     placed({mu, sigma});
     say(`${note} ${$("reading").textContent}`);
