@@ -201,11 +201,14 @@ def test_a_drawing_is_read(visit, site):
     assert abs(np.average(rows, weights=shown[rows, columns]) - 14) < 1        # centred as MNIST
     assert abs(np.average(columns, weights=shown[rows, columns]) - 14) < 1
     with torch.no_grad():
-        mu, logvar = site.coder.encode(torch.tensor(shown, dtype=torch.float32)[None])
+        x = torch.tensor(shown, dtype=torch.float32)[None]
+        mu, logvar = site.coder.encode(x)
+        error = (site.coder.decode(mu) - x).square().mean()
     told = page.locator("#drawn-place").inner_text().replace("−", "-")
     place = [float(number) for number in re.findall(r"[-\d.]*\d", told)]
     assert np.abs(np.array(place[:2]) - mu[0].numpy()).max() < 0.02
-    assert np.abs(np.array(place[2:]) / logvar[0].div(2).exp().numpy() - 1).max() < 0.05
+    assert np.abs(np.array(place[2:4]) / logvar[0].div(2).exp().numpy() - 1).max() < 0.05
+    assert abs(place[4] - error) < 0.002
     page.locator("#ink").press("Control+z")
     page.locator("#undo").click()
     expect(reading).to_contain_text("The canvas is empty")
