@@ -8,5 +8,5 @@
     worker.js     the bird network in a worker
     page.html     the skeleton; style.css: the looks
     common.js     what all tabs share, and start.js: the first view
-    photos.js, birds.js, mistakes.js, plane.js, draw.js, digits.js, training.js: the tabs
+    photos.js, cover.js, birds.js, mistakes.js, plane.js, draw.js, digits.js, training.js: the tabs
 """

@@ -28,6 +28,68 @@ function startWorker(model, failed) {
   return ask;
 }
 
+const order = p => [...p.keys()].sort((a, b) => p[b] - p[a]);
+
+function mapOf(look, k) {                  // a class's heat, h x w
+  if (!look || k === undefined) return {peak: 0};
+  const values = look.heat.subarray(k * look.h * look.w, (k + 1) * look.h * look.w);
+  return {k, values, peak: Math.max(...values), h: look.h, w: look.w};
+}
+
+// The photo with a class's heat map, and frames around what the network looks at.
+function render(canvas, photo, map, peak, opacity) {
+  const sides = [photo.canvas.width, photo.canvas.height], scale = SCREEN_SIDE / Math.max(...sides);
+  [canvas.width, canvas.height] = sides.map(side => Math.max(1, scale * side));
+  const {width, height} = canvas, context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(photo.canvas, 0, 0, width, height);
+  if (peak > 0) drawHeat(context, Array.from(map.values, v => v / peak), map.h, map.w, opacity);
+  frame(context, [EDGE * width, EDGE * height, (1 - 2 * EDGE) * width, (1 - 2 * EDGE) * height], [9, 6]);
+  if (!photo.final) return;
+  const [x, y] = photo.final.centre.map(at => (at + 1 - CLOSE) / 2);
+  frame(context, [x * width, y * height, CLOSE * width, CLOSE * height], [2, 5]);
+}
+
+function frame(context, box, dashes) {     // black and white in turn: seen on any ground
+  context.lineWidth = 2;
+  for (const [style, pattern] of [["#000", []], ["#fff", dashes]]) {
+    context.strokeStyle = style;
+    context.setLineDash(pattern);
+    context.strokeRect(...box);
+  }
+  context.setLineDash([]);
+}
+
+function poster(shots, cover, rows, caption) {         // the maps, and below them rows of {name, p}
+  const {height} = shots[0], sum = shots.reduce((total, shot) => total + shot.width, 8 * (shots.length - 1));
+  const width = Math.max(480, sum), canvas = el("canvas", {width, height: height + 52 + 34 * rows.length});
+  const c = canvas.getContext("2d");
+  const write = (text, x, y, size, align = "left") => {
+    c.font = `${size}px sans-serif`;
+    c.fillStyle = "#111";
+    c.textAlign = align;
+    c.fillText(text, x, y, width - 24);
+  };
+  const fill = (style, ...box) => { c.fillStyle = style; c.fillRect(...box); };
+  fill("#fff", 0, 0, width, canvas.height);
+  shots.forEach((shot, i) => c.drawImage(shot, i * (shots[0].width + 8), 0));
+  if (cover) {
+    const side = cover.side * Math.min(shots[0].width, height);
+    fill("#808080", cover.x * shots[0].width - side / 2, cover.y * height - side / 2, side, side);
+  }
+  rows.forEach(({name, p}, i) => {
+    const y = height + 14 + 34 * i;
+    write(name, 12, y + 14, 16);
+    write(percent(p), width - 12, y + 14, 16, "right");
+    fill("#ccc", 12, y + 20, width - 24, 6);
+    fill("#1f66b0", 12, y + 20, (width - 24) * p, 6);
+  });
+  write(caption, 12, canvas.height - 12, 12);
+  return canvas;
+}
+
+// ------------------------------------------------------ the tab
+
 function setUpBirds(model, samples) {
   const {classes, stored} = model, names = classes.map(plain);
   const photos = [];                         // {name, label, sample, canvas, pixels, look, final, button}
@@ -138,7 +200,8 @@ function setUpBirds(model, samples) {
   }
 
   async function lookCovered(photo, cover) {
-    covered = {photo, cover, look: await ask("look", {pixels: photo.pixels, cover: rectangle(photo, cover)})};
+    const area = rectangle(photo.canvas, cover, stored);
+    covered = {photo, cover, look: await ask("look", {pixels: photo.pixels, cover: area})};
     say(`Covered: ${sentence(covered.look.probabilities)}`);
   }
 
@@ -152,7 +215,6 @@ function setUpBirds(model, samples) {
 
   // ---------------------------------------- what is shown
 
-  const order = p => [...p.keys()].sort((a, b) => p[b] - p[a]);
   const sentence = p => `${names[argmax([...p])]}, ${percent(Math.max(...p))}`;
   const opacity = () => clamp(numbers("heat", 1)?.[0] ?? HEAT, 0, 100);
   const coveredLook = () => cover && covered?.photo === current ? covered.look : null;
@@ -165,9 +227,9 @@ function setUpBirds(model, samples) {
     const shown = chosen >= 0 ? chosen : ranked[0];
     const maps = (beside >= 0 ? [shown, beside] : [shown]).map(k => mapOf(hidden || current.look, k));
     const peak = Math.max(...maps.map(map => map.peak));         // one scale: two species can be compared
-    render($("photo"), maps[0], peak);
+    render($("photo"), current, maps[0], peak, opacity() / 100);
     $("second").hidden = beside < 0;
-    if (beside >= 0) render($("photo-2"), maps[1], peak);
+    if (beside >= 0) render($("photo-2"), current, maps[1], peak, opacity() / 100);
     const label = current.label ? `; its label says ${plain(current.label)}` : "";
     $("photo-caption").textContent = `${current.name}${label}. ${caption(maps[0])}`;
     $("second-caption").textContent = beside >= 0 ? `${caption(maps[1])} Both maps have one scale.` : "";
@@ -181,42 +243,19 @@ function setUpBirds(model, samples) {
     bars($("species"), ranked.slice(0, 10).map(k => ({
       key: k, name: names[k], value: (hidden?.probabilities || p)[k], pressed: k === shown,
       tick: hidden ? current.look.probabilities[k] : undefined})), pick);
-    place();
+    covering.place();
   });
 
-  function mapOf(look, k) {                  // a class's heat, h x w
-    if (!look || k === undefined) return {peak: 0};
-    const values = look.heat.subarray(k * look.h * look.w, (k + 1) * look.h * look.w);
-    return {k, values, peak: Math.max(...values), h: look.h, w: look.w};
-  }
+  const covering = setUpCover(to => {
+    cover = to;
+    if (!to) covered = null;
+    draw();
+    work();
+  });
 
   function caption({k, peak}) {
     if (k === undefined) return "";
     return peak > 0 ? `Brightest where the network finds ${names[k]}.` : `Nothing here speaks for ${names[k]}.`;
-  }
-
-  function render(canvas, map, peak) {
-    const sides = [current.canvas.width, current.canvas.height], scale = SCREEN_SIDE / Math.max(...sides);
-    [canvas.width, canvas.height] = sides.map(side => Math.max(1, scale * side));
-    const {width, height} = canvas, context = canvas.getContext("2d");
-    context.imageSmoothingQuality = "high";
-    context.drawImage(current.canvas, 0, 0, width, height);
-    if (peak > 0) drawHeat(context, Array.from(map.values, v => v / peak), map.h, map.w, opacity() / 100);
-    frame(context, [EDGE * width, EDGE * height, (1 - 2 * EDGE) * width, (1 - 2 * EDGE) * height], [9, 6]);
-    if (!current.final) return;
-    const [x, y] = current.final.centre.map(at => (at + 1 - CLOSE) / 2);
-    frame(context, [x * width, y * height, CLOSE * width, CLOSE * height], [2, 5]);
-  }
-
-  function frame(context, box, dashes) {     // black and white in turn: seen on any ground
-    context.lineWidth = 2;
-    for (const [style, pattern, offset] of [["#000", [], 0], ["#fff", dashes, 0]]) {
-      context.strokeStyle = style;
-      context.setLineDash(pattern);
-      context.lineDashOffset = offset;
-      context.strokeRect(...box);
-    }
-    context.setLineDash([]);
   }
 
   function pick(k) {
@@ -224,58 +263,6 @@ function setUpBirds(model, samples) {
     draw();
     say(caption(mapOf(coveredLook() || current.look, Number(k))));
   }
-
-  // ---------------------------------------- the cover (occlusion, Zeiler & Fergus 2014)
-
-  function rectangle(photo, {x, y, side}) {  // [left, top, right, bottom] in pixels of the squashed photo
-    const {width, height} = photo.canvas, half = side / 2 * Math.min(width, height);
-    const edge = at => Math.round(stored * clamp(at, 0, 1));
-    return [x - half / width, y - half / height, x + half / width, y + half / height].map(edge);
-  }
-
-  function place() {                         // it is a square on the screen
-    const box = $("cover"), {clientWidth: width, clientHeight: height} = $("photo");
-    box.hidden = !cover;
-    $("covering").checked = Boolean(cover);
-    $("cover-size").disabled = !cover;
-    if (!cover) return;
-    const side = cover.side * Math.min(width, height);
-    $("cover-size").value = Math.round(100 * cover.side);
-    Object.assign(box.style, {width: `${side}px`, height: `${side}px`,
-      left: `${cover.x * width - side / 2}px`, top: `${cover.y * height - side / 2}px`});
-  }
-
-  function setCover(to) {                    // null: none
-    if (!to) covered = null;
-    cover = to && {x: clamp(to.x, 0, 1), y: clamp(to.y, 0, 1), side: clamp(to.side, 0.05, 1)};
-    remember({cover: cover && [cover.x, cover.y, cover.side].map(v => v.toFixed(3)).join(",")});
-    place();
-    draw();
-    work();
-  }
-
-  $("covering").addEventListener("change", event => setCover(
-    event.target.checked ? {x: 0.5, y: 0.5, side: $("cover-size").value / 100} : null));
-  $("cover-size").addEventListener("input", event => setCover({...cover, side: event.target.value / 100}));
-  let grip = null;                           // from the pointer to the cover's middle, in px
-  $("cover").addEventListener("pointerdown", event => {
-    const box = $("cover").getBoundingClientRect();
-    grip = [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
-    $("cover").setPointerCapture(event.pointerId);
-  });
-  $("cover").addEventListener("pointermove", event => {
-    if (!grip) return;
-    const box = $("photo").getBoundingClientRect();
-    setCover({...cover, x: (event.clientX - grip[0] - box.left) / box.width,
-      y: (event.clientY - grip[1] - box.top) / box.height});
-  });
-  for (const end of ["pointerup", "pointercancel"]) $("cover").addEventListener(end, () => { grip = null; });
-  $("cover").addEventListener("keydown", event => {
-    const by = arrow(event, event.shiftKey ? 0.1 : 0.03);
-    if (!by) return;
-    event.preventDefault();
-    setCover({...cover, x: cover.x + by[0], y: cover.y + by[1]});
-  });
 
   // ---------------------------------------- controls
 
@@ -293,47 +280,18 @@ function setUpBirds(model, samples) {
   $("opacity").addEventListener("input", event => { remember({heat: event.target.value}); draw(); });
   $("remove").addEventListener("click", remove);
   $("save-photo").addEventListener("click", () => {
-    if (current) download(poster(), `${current.name.replace(/\.\w+$/, "")}.nestling.png`);
+    const shots = [$("photo"), ...($("second").hidden ? [] : [$("photo-2")])];
+    const p = coveredLook()?.probabilities || probabilities();
+    const rows = p ? order(p).slice(0, 3).map(k => ({name: names[k], p: p[k]})) : [];
+    const name = current.name.split("/").pop().replace(/\.\w+$/, "");
+    download(poster(shots, cover, rows, $("photo-caption").textContent), `${name}.nestling.png`);
   });
-  new ResizeObserver(place).observe($("photo"));
-
-  function poster() {                        // the maps, and the three likeliest species below them
-    const shots = [$("photo"), ...($("second").hidden ? [] : [$("photo-2")])], {height} = shots[0];
-    const width = Math.max(480, shots.reduce((sum, shot) => sum + shot.width, 8 * (shots.length - 1)));
-    const p = coveredLook()?.probabilities || probabilities(), rows = p ? order(p).slice(0, 3) : [];
-    const canvas = el("canvas", {width, height: height + 52 + 34 * rows.length}), c = canvas.getContext("2d");
-    const write = (text, x, y, size, align = "left") => {
-      c.font = `${size}px sans-serif`;
-      c.fillStyle = "#111";
-      c.textAlign = align;
-      c.fillText(text, x, y, width - 24);
-    };
-    c.fillStyle = "#fff";
-    c.fillRect(0, 0, width, canvas.height);
-    shots.forEach((shot, i) => c.drawImage(shot, i * (shots[0].width + 8), 0));
-    if (cover) {
-      const side = cover.side * Math.min(shots[0].width, height);
-      c.fillStyle = "#808080";
-      c.fillRect(cover.x * shots[0].width - side / 2, cover.y * height - side / 2, side, side);
-    }
-    rows.forEach((k, i) => {
-      const y = height + 14 + 34 * i;
-      write(names[k], 12, y + 14, 16);
-      write(percent(p[k]), width - 12, y + 14, 16, "right");
-      c.fillStyle = "#ccc";
-      c.fillRect(12, y + 20, width - 24, 6);
-      c.fillStyle = "#1f66b0";
-      c.fillRect(12, y + 20, (width - 24) * p[k], 6);
-    });
-    write($("photo-caption").textContent, 12, canvas.height - 12, 12);
-    return canvas;
-  }
 
   const ready = add((samples || []).map(({name, label, image}) => (
     {blob: new Blob([bytes(image)], {type: "image/jpeg"}), name, label})), true);
   const update = async () => {
     const asked = (state.photo || current) && numbers("cover", 3);       // no cover of a photo that is not there
-    setCover(asked && {x: asked[0], y: asked[1], side: asked[2]});
+    covering.set(asked && {x: asked[0], y: asked[1], side: asked[2]});
     const first = await ready, linked = photos.find(photo => photo.sample && photo.name === state.photo);
     if (linked || (first && !current)) open(linked || first); else draw();
   };

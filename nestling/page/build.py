@@ -20,7 +20,7 @@ from nestling.page.export import export_bird, export_vae
 
 HERE = Path(__file__).parent
 SCRIPTS = tuple(f"{name}.js" for name in (
-    "common", "photos", "birds", "mistakes", "plane", "draw", "digits", "training", "start"))
+    "common", "photos", "cover", "birds", "mistakes", "plane", "draw", "digits", "training", "start"))
 Blocks = dict[str, Any]                # id -> plain values that the page's scripts read
 
 
