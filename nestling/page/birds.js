@@ -295,7 +295,8 @@ function setUpBirds(model, samples) {
     const first = await ready, linked = photos.find(photo => photo.sample && photo.name === state.photo);
     if (linked || (first && !current)) open(linked || first); else draw();
   };
-  return Object.assign(update, {add, complain, find: name => photos.find(each => each.name === name), open});
+  const find = name => photos.find(each => each.name === name);
+  return Object.assign(update, {add, complain, find, open, ready});
 }
 
 tab("birds", ["bird-model", "samples"], setUpBirds);
@@ -303,7 +304,8 @@ tab("birds", ["bird-model", "samples"], setUpBirds);
 // Shows a photo that another tab has: its pixels in a canvas, its name and its label.
 async function openInBirds(canvas, name, label) {
   await go("birds");
-  const {add, find, open} = tabs.birds.update;
+  const {add, find, open, ready} = tabs.birds.update;
+  await ready;                               // it may be one of the samples
   remember({species: "", beside: ""});
   if (find(name)) open(find(name));
   else canvas.toBlob(blob => add([{blob, name, label}]));
