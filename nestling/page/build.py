@@ -32,7 +32,7 @@ def make_page(out: Path, bird_path: Path | None = None, vae_path: Path | None = 
     """
     given = bird_path, vae_path, gmm_path, data, run
     if not folder:
-        if out.is_file() and out.read_bytes()[:15] != b"<!DOCTYPE html>":
+        if out.is_file() and not is_page(out):
             raise UserError(f"{out} exists and is no page; name another file to write.")
         check_outputs([out])
         write_atomic(out, page := html(*gather(*given)).encode())
@@ -43,6 +43,15 @@ def make_page(out: Path, bird_path: Path | None = None, vae_path: Path | None = 
             (part / f"{name}.json").write_text(as_json(value))
         (part / "index.html").write_text(html(blocks, footer, files=True), "utf-8")
     return sum(path.stat().st_size for path in out.iterdir())
+
+
+def is_page(path: Path) -> bool:
+    """Does the file begin as a page does? Another one is not overwritten: it may be data or a model."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(15) == b"<!DOCTYPE html>"
+    except OSError:
+        return False
 
 
 def gather(bird_path: Path | None, vae_path: Path | None, gmm_path: Path | None, data: Path | None = None,
@@ -61,13 +70,13 @@ def gather(bird_path: Path | None, vae_path: Path | None, gmm_path: Path | None,
         if folder and not folder.is_dir():
             raise UserError(f"{folder} is no folder; name one with {what}.")
     try:
-        return gathered(bird_path, vae_path, gmm_path, data, run)
+        return collect(bird_path, vae_path, gmm_path, data, run)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); name another.") from error
 
 
-def gathered(bird_path: Path | None, vae_path: Path | None, gmm_path: Path | None, data: Path | None,
-             run: Path | None) -> tuple[Blocks, str]:
+def collect(bird_path: Path | None, vae_path: Path | None, gmm_path: Path | None, data: Path | None,
+            run: Path | None) -> tuple[Blocks, str]:
     """What `gather` returns, of arguments that fit together."""
     blocks: Blocks = {}
     facts = []
