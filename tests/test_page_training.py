@@ -200,7 +200,8 @@ def test_an_address_that_cannot_be_had_is_one_sentence():
 def test_the_command_serves_a_run_until_ctrl_c(tmp_path):
     words = "-m", "nestling.cli", "web", "--run", str(tmp_path), "--host", "0.0.0.0", "--port", "0"
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+                               stderr=subprocess.PIPE,                 # what runs in the background ignores Ctrl-C
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     address = process.stdout.readline().split()[0]
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
     assert b'id="data-histories"' in urllib.request.urlopen(address).read()
