@@ -18,6 +18,7 @@ from nestling.explain.gradcam import grad_cam
 from nestling.files import UserError
 from nestling.page import export
 
+pytestmark = pytest.mark.slow              # Chromium starts for it
 Net = TypeVar("Net", bound=nn.Module)
 SIZES = [(240, 240), (500, 375), (97, 130), (1300, 1010)]             # of photos: width, height
 
@@ -107,7 +108,7 @@ def text(rgb: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize(("stages", "classes", "size", "batch_norm"), [
-    pytest.param(None, 10, 128, True, marks=pytest.mark.slow), (((6, 1, 1), (9, 2, 1), (16, 2, 1)), 3, 100, True),
+    (None, 10, 128, True), (((6, 1, 1), (9, 2, 1), (16, 2, 1)), 3, 100, True),
     (((5, 1, 2), (8, 2, 1)), 2, 72, False),
     (((8, 1, 1), (8, 2, 1), (16, 1, 1), (17, 2, 1)), 4, 216, True), (((8, 2, 1),), 2, 33, True)],
     ids=["default", "small", "no batch norm", "uncropped size", "odd size"])
