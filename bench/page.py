@@ -23,8 +23,8 @@ from torch import Tensor
 import bird
 import vae
 from bench.table import publish, rows, stamp
-from nestling.explain.gradcam import grad_cam
 from nestling.page import build
+from nestling.page.contents import heat_maps
 from nestling.page.export import export_bird, export_vae
 
 COUNT = 200                # photos and digits, evenly spread
@@ -70,10 +70,9 @@ def photos(page: Page, net: bird.BirdNet, folder: Path) -> list[list[str]]:
     seen = [page.evaluate(LOOK, text) for text in texts]
     expected = bird.predict(net, pixels), bird.predict(net, pixels, tta=False)
     p, look = (torch.tensor([each[name] for each in seen]) for name in ("predict", "look"))
-    edge = bird.STORED // 20
-    x = bird.resize(pixels[:, :, edge:-edge, edge:-edge], net.extra["size"]) / 255
-    heat = grad_cam(net, x, (label := expected[1].argmax(dim=1)))                          # (N, h, w)
-    ours = torch.tensor([each["heat"] for each in seen]).view(len(x), -1, *heat.shape[1:])[range(len(x)), label]
+    heat = heat_maps(net, pixels, (label := expected[1].argmax(dim=1)))                    # (N, h, w)
+    ours = torch.tensor([each["heat"] for each in seen]).view(len(seen), -1, *heat.shape[1:])
+    ours = ours[range(len(seen)), label]
     same = int((p.argmax(dim=1) == expected[0].argmax(dim=1)).sum())
     return [["photos of equal label, four views", f"{same} of {len(paths)}"],
             ["largest difference of a probability, four views", f"{(p - expected[0]).abs().max():.5f}"],

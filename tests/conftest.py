@@ -110,7 +110,9 @@ def chromium() -> Iterator:
     """Debian's Chromium, without a window. Missing, it fails the tests in CI; elsewhere they are skipped."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium here: apt-get install chromium")
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium here: apt-get install chromium")
+        pytest.skip("no Chromium here: apt-get install chromium")
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=30_000)

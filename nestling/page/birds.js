@@ -1,7 +1,7 @@
 // ------------------------------------------------------ birds: photos in, species and heat maps out
 
 const MOST_PHOTOS = 100, HEAT = 65;          // photos at a time; opacity of the heat map at first, in per cent
-const EDGE = 0.05, CLOSE = 0.7;              // of the photo's side: cut off at first; seen in the second look
+const CLOSE = 0.7;                           // of the photo's side: what the second look sees
 
 // The network in a worker: returns ask(what, given), a promise of its answer.
 function startWorker(model, failed) {
@@ -30,7 +30,7 @@ function startWorker(model, failed) {
 
 const order = p => [...p.keys()].sort((a, b) => p[b] - p[a]);
 
-function mapOf(look, k) {                  // a class's heat, h x w
+function mapOf(look, k) {                    // a class's heat, h x w
   if (!look || k === undefined) return {peak: 0};
   const values = look.heat.subarray(k * look.h * look.w, (k + 1) * look.h * look.w);
   return {k, values, peak: Math.max(...values), h: look.h, w: look.w};
@@ -50,7 +50,7 @@ function render(canvas, photo, map, peak, opacity) {
   frame(context, [x * width, y * height, CLOSE * width, CLOSE * height], [2, 5]);
 }
 
-function frame(context, box, dashes) {     // black and white in turn: seen on any ground
+function frame(context, box, dashes) {       // black and white in turn: seen on any ground
   context.lineWidth = 2;
   for (const [style, pattern] of [["#000", []], ["#fff", dashes]]) {
     context.strokeStyle = style;

@@ -91,7 +91,9 @@ function heatColour(t) {                     // 0..1 -> [r, g, b]
   return INFERNO[i].map((from, c) => from + (x - i) * (INFERNO[i + 1][c] - from));
 }
 
-// A map h x w of values 0..1 over the part of a canvas that the network sees: all but 0.05 at each edge.
+const EDGE = 0.05;                           // of a photo's side: what the network's first look leaves out
+
+// A map h x w of values 0..1 over the part of a canvas that the network sees.
 function drawHeat(context, values, h, w, opacity) {
   const small = el("canvas", {width: w, height: h}), image = new ImageData(w, h), {width, height} = context.canvas;
   values.forEach((value, i) => {
@@ -99,7 +101,7 @@ function drawHeat(context, values, h, w, opacity) {
   });
   small.getContext("2d").putImageData(image, 0, 0);
   context.imageSmoothingQuality = "high";
-  context.drawImage(small, 0.05 * width, 0.05 * height, 0.9 * width, 0.9 * height);
+  context.drawImage(small, EDGE * width, EDGE * height, (1 - 2 * EDGE) * width, (1 - 2 * EDGE) * height);
 }
 
 // ------------------------------------------------------ data blocks: JSON in the page, or in a file beside it
@@ -146,7 +148,7 @@ function numbers(key, n) {
 
 // ------------------------------------------------------ tabs
 
-const tabs = {};                             // name -> {needs, setUp, update}
+const tabs = {};                             // name -> {needs, setUp, ready: a promise of update, update}
 
 // needs: names of blocks; without the first one there is no such tab. setUp(blocks...), when the tab is first
 // shown, returns update(), which draws what `state` says: called when it is shown again and when `state` changes.

@@ -2,7 +2,7 @@
 
 A layer is {"type": ..., ...}; its tensors are {"shape", "dtype", "base64"}, little-endian. Batch
 normalisation becomes a part of the convolution or linear layer just before it, or an affine layer. The weights
-of an output are multiples of 1/32767 of the largest one: of as many bits as float16, and ten times as exact.
+of an output are multiples of 1/32767 of the largest one: of as many bits as float16, and more exact.
 """
 
 from __future__ import annotations
